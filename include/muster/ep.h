@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+/* Expert parallelism: send each token to the ranks that hold its experts, bring the results home and sum them. */
+#ifndef MUSTER_EP_H
+#define MUSTER_EP_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "muster/group.h"
+#include "muster/memory.h"
+#include "muster/status.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define MUSTER_EP_MAX_TOPK 32
+#define MUSTER_EP_MAX_PAYLOADS 7
+#define MUSTER_EP_FP8_GROUP 128
+
+/* An exchange: dispatch and combine over one set of buffers. One thread at a time, one outstanding pair. */
+typedef struct muster_ep muster_ep;
+
+/* How received rows lie. R = ranks, S = slots_per_rank, T = max_tokens, K = topk. */
+typedef enum muster_ep_layout {
+    /*
+     * One row per (token, local slot): hidden [S, R*T, H], packed from row 0 of each slot in (source rank, token)
+     * order. The rank's experts read it; combine weights and sums.
+     */
+    MUSTER_EP_EXPERT_MAJOR = 0,
+    /*
+     * One row per (token, rank): hidden [R, T, H], row (s, j) being the j-th token of source s that routes here, with
+     * its local slots and weights. The caller weights and sums its experts' results into that row.
+     */
+    MUSTER_EP_RANK_MAJOR = 1,
+} muster_ep_layout;
+
+typedef enum muster_ep_combine_mode {
+    /* Every expert's row comes home, is weighted there and added in top-k order in fp32. Needs expert-major. */
+    MUSTER_EP_EXACT = 0,
+    /*
+     * Each rank weights and adds its experts' rows for a token in top-k order in fp32, rounds once to `dtype`; the
+     * home rank adds the ranks in rank order. With rank-major the caller has done the first half.
+     */
+    MUSTER_EP_REDUCED = 1,
+} muster_ep_combine_mode;
+
+typedef enum muster_ep_quantise {
+    MUSTER_EP_QUANTISE_NONE = 0,
+    MUSTER_EP_QUANTISE_FP8 = 1, /* e4m3, per 128 values: scale = max(amax, 1e-4) / 448, fp32 */
+    MUSTER_EP_QUANTISE_FP8_POW2 = 2, /* the scale rounded up to a power of two */
+} muster_ep_quantise;
+
+/* One more row that travels with each token. */
+typedef struct muster_ep_payload {
+    const char *name; /* for error messages; at most 31 bytes are kept */
+    int32_t elements; /* per token; 1.. */
+    muster_dtype dtype; /* 1, 2, 4 or 8 bytes per element */
+} muster_ep_payload;
+
+/* Fixed for the exchange's life, the same on all ranks. Start from MUSTER_EP_CONFIG_INIT. */
+typedef struct muster_ep_config {
+    size_t size;
+    int32_t hidden; /* elements of a row; hidden * sizeof(dtype) is a multiple of 16 bytes */
+    muster_dtype dtype; /* MUSTER_BF16 or MUSTER_FP32: of hidden states, expert results and the output */
+    int32_t max_tokens; /* per rank and dispatch, 1..65536 */
+    int32_t slots_per_rank; /* 1..; slot ids are rank * slots_per_rank + i */
+    int32_t topk; /* routes per token, 1..32; unused ones are -1 */
+    muster_ep_layout layout;
+    muster_ep_combine_mode combine;
+    muster_ep_quantise quantise; /* hidden rows arrive as fp8 with scales */
+    int32_t masked; /* 1: muster_ep_set_mask is allowed; routes to inactive ranks become -1 and are reported */
+    int32_t load_stats; /* 1: dispatch gathers every rank's routes per slot */
+    int32_t payload_count;
+    muster_ep_payload payload[MUSTER_EP_MAX_PAYLOADS];
+} muster_ep_config;
+
+#define MUSTER_EP_CONFIG_INIT                                                    \
+    {                                                                            \
+        .size = sizeof(muster_ep_config), .dtype = { MUSTER_TYPE_BFLOAT, 16, 1 } \
+    }
+
+/*
+ * What dispatch is given and where it puts what arrived. `n` = tokens of this rank (0..max_tokens), the first
+ * dimension of every input. Optional pointers may be NULL. Outputs are contiguous, do not overlap anything, and past
+ * the counts they are untouched, unless pad_ids is set.
+ */
+typedef struct muster_ep_dispatch_args {
+    size_t size;
+
+    /* Inputs. */
+    const muster_tensor *hidden; /* [n, H] dtype */
+    const muster_tensor *topk_slots; /* [n, K] int32 or int64: slot ids; -1 = no route; no slot twice per token */
+    const muster_tensor *topk_weights; /* [n, K] fp32; NULL = all 1 */
+    const muster_tensor *payload[MUSTER_EP_MAX_PAYLOADS]; /* [n, elements] each */
+
+    /* Outputs, both layouts. [...] is [S, R*T] for expert-major and [R, T] for rank-major. */
+    const muster_tensor *out_hidden; /* [..., H] dtype, or fp8 when quantised. NULL in rank-major: see ep_received */
+    const muster_tensor *out_scales; /* [..., ceil(H/128)] fp32, when quantised */
+    const muster_tensor *out_payload[MUSTER_EP_MAX_PAYLOADS]; /* [..., elements]; optional */
+    const muster_tensor *out_counts; /* int32: rows per local slot [S], or rows per source rank [R] */
+    const muster_tensor *out_source; /* [..., 2] int32: (source rank, token) of each row; optional */
+    const muster_tensor *out_loads; /* [R, R*S] int32: routes from rank to slot; only with load_stats; optional */
+
+    /* Expert-major only. */
+    const muster_tensor *out_ranges; /* [S, R] int64: begin << 32 | count, per (slot, source rank); optional */
+
+    /* Rank-major only. */
+    const muster_tensor *out_slots; /* [R, T, K] int32: local slot 0..S-1 of each route to this rank, else -1 */
+    const muster_tensor *out_weights; /* [R, T, K] fp32: its weight, else 0 */
+
+    /*
+     * 1: rows past the count get invalid_id in out_slots (rank-major) or in both fields of out_source (expert-major),
+     * so that a kernel over the whole array can skip them.
+     */
+    int32_t pad_ids;
+    int32_t invalid_id;
+
+    /* Masked mode: how many routes of this rank were dropped because their rank is inactive; may be NULL. */
+    int32_t *dropped_routes;
+} muster_ep_dispatch_args;
+
+#define MUSTER_EP_DISPATCH_INIT                                   \
+    {                                                             \
+        .size = sizeof(muster_ep_dispatch_args), .invalid_id = -1 \
+    }
+
+typedef struct muster_ep_combine_args {
+    size_t size;
+    /*
+     * Expert-major: [S, R*T, H], each row where dispatch put it. Rank-major: [R, T, H], weighted and summed over this
+     * rank's experts; NULL takes what the caller wrote into the tensor of muster_ep_results().
+     */
+    const muster_tensor *results;
+    const muster_tensor *out; /* [n, H] dtype; rows without any route become 0 */
+} muster_ep_combine_args;
+
+#define MUSTER_EP_COMBINE_INIT                 \
+    {                                          \
+        .size = sizeof(muster_ep_combine_args) \
+    }
+
+/*
+ * Symmetric memory that an exchange needs on each rank, in bytes, for muster_group_config.memory_bytes.
+ * Pure arithmetic. Errors: ARGUMENT.
+ */
+MUSTER_API muster_status muster_ep_memory_bytes(const muster_ep_config *config, int32_t ranks, uint64_t *bytes);
+
+/*
+ * Creates an exchange. Collective: blocks until the configurations of all members were compared, at most
+ * start_timeout_us. No step may be open. On failure *ep is untouched.
+ * Errors: ARGUMENT, MISMATCH, MEMORY (names the bytes that are missing), ORDER, TIMEOUT, the group's sticky error.
+ */
+MUSTER_API muster_status muster_ep_create(muster_group *group, const muster_ep_config *config, muster_ep **ep);
+
+/* Frees the exchange. Local, does not block. Its symmetric memory stays with the group. NULL is allowed. */
+MUSTER_API void muster_ep_destroy(muster_ep *ep);
+
+/*
+ * Masked mode: from the next dispatch on only ranks in `mask` take part. `mask` is a subset of the view, holds this
+ * rank, is the same on all ranks and within an epoch only shrinks. Does not block. Errors: ARGUMENT, ORDER.
+ */
+MUSTER_API muster_status muster_ep_set_mask(muster_ep *ep, muster_mask mask, void *stream);
+
+/*
+ * Sends this rank's tokens and receives those that route here. Blocks (CPU) until every active rank's rows have come,
+ * at most operation_timeout_us, or step_timeout_us for ranks that have not begun the step. Opens a step of its own
+ * when none is open; the matching combine closes it.
+ * Errors: ARGUMENT: nothing was touched; if a value inside topk_slots is at fault, the step is void as well and its
+ * verdict names token and k. ORDER: a dispatch is outstanding. VOID, TIMEOUT, PEER: the step is void, the outputs are
+ * unspecified.
+ */
+MUSTER_API muster_status muster_ep_dispatch(muster_ep *ep, const muster_ep_dispatch_args *args, void *stream);
+
+/*
+ * The two halves of dispatch, to compute in between. Send does not wait for peers and borrows the inputs only for the
+ * call; receive is given the outputs of the same args struct (its inputs are ignored), and waits.
+ */
+MUSTER_API muster_status muster_ep_dispatch_send(muster_ep *ep, const muster_ep_dispatch_args *args, void *stream);
+MUSTER_API muster_status muster_ep_dispatch_receive(muster_ep *ep, const muster_ep_dispatch_args *args, void *stream);
+
+/*
+ * Rank-major: the received hidden rows [R, T, H] where they lie in symmetric memory, without a copy. Valid from dispatch
+ * to the matching combine (send half). `tensor` points at storage inside the exchange. Errors: ARGUMENT (layout).
+ */
+MUSTER_API muster_status muster_ep_received(muster_ep *ep, muster_tensor *tensor);
+
+/*
+ * Rank-major: where the caller may write its results [R, T, H] so that combine need not copy them: writable from
+ * dispatch's return to the combine's send half. Errors: ARGUMENT (layout).
+ */
+MUSTER_API muster_status muster_ep_results(muster_ep *ep, muster_tensor *tensor);
+
+/*
+ * Sends the results home and sums what comes for this rank's tokens. Blocks like dispatch. Errors: like dispatch;
+ * ORDER if no dispatch is outstanding.
+ */
+MUSTER_API muster_status muster_ep_combine(muster_ep *ep, const muster_ep_combine_args *args, void *stream);
+
+/* The two halves of combine: send borrows `results`, receive fills `out`. */
+MUSTER_API muster_status muster_ep_combine_send(muster_ep *ep, const muster_ep_combine_args *args, void *stream);
+MUSTER_API muster_status muster_ep_combine_receive(muster_ep *ep, const muster_ep_combine_args *args, void *stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+/* Groups, views and steps: who is here, and what a step's results are worth. */
+#ifndef MUSTER_GROUP_H
+#define MUSTER_GROUP_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "muster/status.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define MUSTER_MAX_RANKS 128
+
+/* The ranks that communicate. Children (exchanges) hold their group: destroy them first. */
+typedef struct muster_group muster_group;
+
+/* A set of ranks: bit r of the 128 is rank r. */
+typedef struct muster_mask {
+    uint64_t word[2];
+} muster_mask;
+
+/* Who is here. All members agree on it; epochs only grow, and one epoch never has two masks. */
+typedef struct muster_view {
+    uint32_t epoch; /* 1..2^24-2; 0 while no view has been committed */
+    int32_t ranks; /* size of the group: rank numbers are 0..ranks-1 */
+    int32_t active; /* ranks in the mask */
+    int32_t ready; /* 1 when every member is ready, that is, when steps of this epoch may begin */
+    muster_mask mask;
+    uint32_t incarnation[MUSTER_MAX_RANKS]; /* of each rank, counted from 1; 0 = never seen */
+} muster_view;
+
+typedef enum muster_phase {
+    MUSTER_PHASE_NONE = 0,
+    MUSTER_PHASE_DISPATCH = 1,
+    MUSTER_PHASE_COMBINE = 2,
+    MUSTER_PHASE_STEP = 3,
+} muster_phase;
+
+/* Why a step is void. */
+typedef enum muster_reason {
+    MUSTER_REASON_NONE = 0,
+    MUSTER_REASON_TIMEOUT = 1, /* a peer's flag did not come before the deadline */
+    MUSTER_REASON_EPOCH = 2, /* the epoch ended: a rank died, left or joined, or an operation failed elsewhere */
+    MUSTER_REASON_VALUE = 3, /* an id in the input is out of range, inactive or named twice */
+    MUSTER_REASON_REFUSED = 4, /* a peer ended its step without its part of the operation */
+    MUSTER_REASON_NOT_READY = 5, /* the step began before every member was ready for the new view */
+    MUSTER_REASON_UNREAD = 6, /* the verdict of an earlier void step had not been read */
+    MUSTER_REASON_ABORT = 7, /* muster_group_abort */
+} muster_reason;
+
+/* What a step came to. */
+typedef struct muster_verdict {
+    uint64_t step; /* counted from 1 over the life of the handle */
+    muster_status status; /* MUSTER_OK: every result of the step is exact for `mask`; otherwise the step is void */
+    muster_reason reason;
+    muster_phase phase;
+    int32_t peer; /* the rank that was waited for, or -1 */
+    uint32_t epoch;
+    muster_mask mask;
+    int32_t token; /* with MUSTER_REASON_VALUE: which entry of topk_slots, otherwise -1 */
+    int32_t k;
+} muster_verdict;
+
+/* What the watchdog sees when an operation lasts too long. It reports; it never changes who is a member. */
+typedef struct muster_wait_report {
+    const char *operation; /* "ep" */
+    muster_phase phase;
+    uint64_t expected; /* the flag that each peer should have reached: epoch << 40 | sequence */
+    uint64_t observed[MUSTER_MAX_RANKS]; /* what each rank's flag is now */
+    muster_mask missing; /* active ranks whose flag is short */
+    muster_mask waiting_for; /* what this rank's running kernel itself waits for now */
+    uint64_t elapsed_us;
+} muster_wait_report;
+
+typedef enum muster_backend {
+    MUSTER_BACKEND_CPU = 0, /* host shared memory */
+} muster_backend;
+
+/*
+ * How a group is created. Start from MUSTER_GROUP_CONFIG_INIT. Fields marked (same) must be equal on all ranks; a
+ * difference is MUSTER_ERR_MISMATCH and names the field and each rank's value.
+ */
+typedef struct muster_group_config {
+    size_t size; /* sizeof(muster_group_config) */
+    int32_t rank; /* -1: from the launcher's environment */
+    int32_t ranks; /* (same) -1: from the launcher's environment */
+    int32_t min_ranks; /* (same) below this the group stops with MUSTER_ERR_CAPACITY; default 1 */
+    muster_backend backend; /* (same) */
+    uint64_t memory_bytes; /* (same) symmetric memory per rank: the sum of muster_ep_memory_bytes() */
+    const char *store; /* where the store is: "fd:N" or "unix:@NAME"; NULL: from the environment */
+    uint64_t operation_timeout_us; /* deadline of one wait; 0: setting MUSTER_OPERATION_TIMEOUT_US, 1 s */
+    uint64_t step_timeout_us; /* deadline for a rank to begin its step or to get ready; 0: setting, 30 s */
+    uint64_t start_timeout_us; /* deadline for all ranks to arrive; 0: setting, 60 s */
+    /*
+     * 0: a rank is ready for a new view as soon as the verdict of its void step, if any, has been read.
+     * 1: it also waits for muster_group_ready(), for callers that must load weights first.
+     */
+    int32_t manual_ready;
+    void (*on_view)(void *context, const muster_view *view); /* a view was installed; may be NULL */
+    void (*on_wait)(void *context, const muster_wait_report *report); /* an operation is overdue; may be NULL */
+    void *context; /* handed to the callbacks, which run on the agent's thread and must not block or call back */
+} muster_group_config;
+
+#define MUSTER_GROUP_CONFIG_INIT                                                     \
+    {                                                                                \
+        .size = sizeof(muster_group_config), .rank = -1, .ranks = -1, .min_ranks = 1 \
+    }
+
+/*
+ * Joins or founds the group. Blocks until a view with this rank in it is ready, at most start_timeout_us (the error
+ * then names the ranks that are missing). One thread. On failure *group is untouched.
+ * Errors: ARGUMENT, MISMATCH, STORE, TIMEOUT, MEMORY, SYSTEM.
+ */
+MUSTER_API muster_status muster_group_create(const muster_group_config *config, muster_group **group);
+
+/*
+ * Leaves in good order: the others go on without this rank and count no fault. Waits for this rank's own kernels and
+ * for nobody else; bounded by operation_timeout_us. Afterwards only muster_group_destroy may be called.
+ */
+MUSTER_API muster_status muster_group_leave(muster_group *group);
+
+/* Leaves, if that was not done, and frees everything. NULL is allowed. */
+MUSTER_API void muster_group_destroy(muster_group *group);
+
+/* This rank's number. Any thread. */
+MUSTER_API int32_t muster_group_rank(const muster_group *group);
+
+/* The installed view. Never blocks. Any thread. Errors: the group's sticky error, if it has one. */
+MUSTER_API muster_status muster_group_view(const muster_group *group, muster_view *view);
+
+/*
+ * Blocks until the installed view is ready for steps, at most timeout_us (0: only looks). The caller's thread.
+ * Errors: AGAIN when the time is up; the group's sticky error (CAPACITY, STORE, EVICTED, UNFENCED).
+ */
+MUSTER_API muster_status muster_group_wait_ready(muster_group *group, uint64_t timeout_us);
+
+/*
+ * With manual_ready: says that this rank has what it needs (weights, caches) for the view with this epoch. Does not
+ * block. Errors: ARGUMENT if the epoch is not the installed one; ORDER if a void step's verdict is unread.
+ */
+MUSTER_API muster_status muster_group_ready(muster_group *group, uint32_t epoch);
+
+/* Ends the current epoch: running steps of all ranks become void and a same-mask epoch follows. Any thread. */
+MUSTER_API muster_status muster_group_abort(muster_group *group);
+
+/*
+ * Opens a step on this rank. A step is good or void as a whole. Every active rank opens the same steps in the same
+ * order. Does not block. `stream` must be NULL on the CPU backend.
+ * Where no step can be good now (a view is being agreed, an unread verdict) the step opens void and says so in its
+ * verdict; use muster_group_wait_ready() to wait instead. Errors: ORDER (a step is open), the group's sticky error.
+ */
+MUSTER_API muster_status muster_step_begin(muster_group *group, void *stream);
+
+/* Closes the step and queues its verdict. Does not block. Errors: ORDER (no step is open; an exchange is half done). */
+MUSTER_API muster_status muster_step_end(muster_group *group, void *stream);
+
+/*
+ * Takes the oldest verdict from the queue (64 deep; step_begin fails with ORDER when it is full). Does not block on the
+ * CPU backend. Reading the verdict of a void step is what lets this rank take part in the next epoch.
+ * Errors: AGAIN (none is queued).
+ */
+MUSTER_API muster_status muster_step_verdict(muster_group *group, muster_verdict *verdict);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
