@@ -1,0 +1,487 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * The agent: the thread that drives member.c. It turns what the store and the caller's threads say into events, does
+ * the actions that come back, and is the only one that changes mappings and the live epoch.
+ */
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "control/group_state.h"
+#include "control/wire.h"
+#include "core/clock.h"
+#include "core/error.h"
+#include "core/fault.h"
+#include "core/log.h"
+#include "core/trace.h"
+
+enum { AGENT_IDLE_NS = 50 * 1000 * 1000 }; /* the caller does not wake the agent for each operation it watches */
+
+void agent_wake(muster_group *g)
+{
+    uint64_t one = 1;
+    ssize_t ignored = write(g->wake_fd, &one, sizeof one); /* a full counter is awake already */
+    (void)ignored;
+}
+
+/* What the running kernel waits for; after a timeout, what it waited for: the defence of a rank that is accused. */
+static muster_mask agent_waiting(muster_group *g)
+{
+    muster_mask waiting = {{atomic_load(&g->control.waiting_for[0]), atomic_load(&g->control.waiting_for[1])}};
+    if (mask_empty(waiting) && g->overdue_epoch == atomic_load(&g->control.live_epoch))
+        waiting = g->overdue;
+    return waiting;
+}
+
+static void agent_act(muster_group *g, const struct member_action *action);
+
+static void agent_event(muster_group *g, struct member_event event)
+{
+    if (g->stopped)
+        return;
+    event.now_ns = clock_ns();
+    event.waiting = agent_waiting(g);
+    member_step(&g->member, &event, &g->actions);
+    for (int i = 0; i < g->actions.count && !g->stopped; i++)
+        agent_act(g, &g->actions.item[i]);
+}
+
+/* ---- Actions ---- */
+
+static void agent_put_record(muster_group *g)
+{
+    unsigned char value[STORE_MAX_VALUE];
+    char key[STORE_MAX_KEY];
+    size_t bytes = wire_put_record(member_record(&g->member), value);
+    snprintf(key, sizeof key, "member/%d", g->config.rank);
+    g->store->ops->put(g->store, key, value, bytes);
+}
+
+static void agent_swap(muster_group *g, const struct member_action *action)
+{
+    unsigned char value[STORE_MAX_VALUE];
+    size_t bytes = wire_put_view(&action->view, g->config.ranks, value);
+    g->swap_view = action->view;
+    g->swap_id = g->store->ops->swap(g->store, "view", action->revision, value, bytes);
+    bool commit = action->view.phase == VIEW_COMMITTED;
+    trace_add(commit ? TRACE_COMMITTED : TRACE_PROPOSED, clock_ns(), 0, action->view.epoch);
+    fault_here(commit ? FAULT_VIEW_COMMITTING : FAULT_VIEW_PROPOSED);
+}
+
+static bool agent_mapped(const muster_group *g, int rank, uint32_t incarnation)
+{
+    return rank == g->config.rank || g->mapping[rank].incarnation == incarnation ||
+           g->prepared[rank].incarnation == incarnation;
+}
+
+static void agent_raise(muster_group *g, const struct view *view)
+{
+    atomic_store(&g->begun, 0);
+    atomic_store(&g->control.live_epoch, view->epoch); /* running kernels return */
+    trace_add(TRACE_RAISED, clock_ns(), 0, view->epoch);
+    fault_here(FAULT_VIEW_RAISED);
+    pthread_mutex_lock(&g->lock);
+    g->view.ready = 0;
+    pthread_mutex_unlock(&g->lock);
+    g->raising = *view;
+    for (int r = mask_next(view->mask, 0); r >= 0; r = mask_next(view->mask, r + 1))
+        if (!agent_mapped(g, r, view->incarnation[r]))
+            g->store->ops->ask_memory(g->store, r, view->incarnation[r]);
+}
+
+static void agent_unmap(const muster_group *g, struct group_mapping *mapping)
+{
+    if (mapping->incarnation)
+        shm_unmap(mapping->base, g->region.bytes);
+    *mapping = (struct group_mapping){0};
+}
+
+/*
+ * Nothing of the old epoch executes and nothing of the new one has begun, so mappings may change here: newcomers come
+ * in, ranks that are out (each of them fenced) go.
+ */
+static void agent_install_mappings(muster_group *g, const struct view *view)
+{
+    for (int r = 0; r < g->config.ranks; r++) {
+        if (r == g->config.rank)
+            continue;
+        bool in = mask_has(view->mask, r);
+        if (!in || g->mapping[r].incarnation != view->incarnation[r])
+            agent_unmap(g, &g->mapping[r]);
+        if (in && g->prepared[r].incarnation == view->incarnation[r]) {
+            g->mapping[r] = g->prepared[r];
+            g->prepared[r] = (struct group_mapping){0};
+        }
+        agent_unmap(g, &g->prepared[r]);
+    }
+}
+
+static void agent_publish_view(muster_group *g, const struct view *view)
+{
+    muster_view shown = {.epoch = view->epoch,
+                         .ranks = g->config.ranks,
+                         .active = mask_count(view->mask),
+                         .mask = view->mask};
+    pthread_mutex_lock(&g->lock);
+    memcpy(shown.incarnation, g->view.incarnation, sizeof shown.incarnation);
+    for (int r = mask_next(view->mask, 0); r >= 0; r = mask_next(view->mask, r + 1))
+        shown.incarnation[r] = view->incarnation[r];
+    g->view = shown;
+    pthread_cond_broadcast(&g->changed);
+    pthread_mutex_unlock(&g->lock);
+    if (g->config.on_view)
+        g->config.on_view(g->config.context, &shown);
+}
+
+static void agent_install(muster_group *g, const struct view *view)
+{
+    agent_install_mappings(g, view);
+    g->begun_mask = view->mask;
+    trace_add(TRACE_COMMITTED, clock_ns(), 0, view->epoch);
+    fault_here(FAULT_VIEW_INSTALLED);
+    log_line(LOG_LEVEL_INFO, "view %u: %d of %d ranks", view->epoch, mask_count(view->mask), g->config.ranks);
+    agent_publish_view(g, view);
+}
+
+static void agent_begin(muster_group *g, uint32_t epoch)
+{
+    trace_add(TRACE_BEGUN, clock_ns(), 0, epoch);
+    atomic_store(&g->begun, epoch);
+    pthread_mutex_lock(&g->lock);
+    g->view.ready = 1;
+    pthread_cond_broadcast(&g->changed);
+    pthread_mutex_unlock(&g->lock);
+    fault_here(FAULT_VIEW_BEGUN);
+}
+
+static void agent_name_ranks(muster_mask mask, char *text, size_t bytes)
+{
+    size_t used = 0;
+    text[0] = 0;
+    for (int r = mask_next(mask, 0); r >= 0 && used + 8 < bytes; r = mask_next(mask, r + 1))
+        used += (size_t)snprintf(text + used, bytes - used, "%s%d", used ? ", " : "", r);
+}
+
+static void agent_stop(muster_group *g, const struct member_action *action)
+{
+    char ranks[256], text[512];
+    agent_name_ranks(action->mask, ranks, sizeof ranks);
+    const char *what = muster_status_text(action->status);
+    if (action->status == MUSTER_ERR_TIMEOUT)
+        snprintf(text, sizeof text, "these ranks did not arrive before the start timeout: %s", ranks);
+    else if (action->status == MUSTER_ERR_UNFENCED)
+        snprintf(text, sizeof text, "these ranks were killed but did not exit in time: %s; %s", ranks, what);
+    else if (action->status == MUSTER_ERR_CAPACITY)
+        snprintf(text, sizeof text, "%s: min_ranks is %d", what, g->config.min_ranks);
+    else
+        snprintf(text, sizeof text, "%s (epoch %u)", what, action->epoch);
+    group_stop(g, action->status, text);
+}
+
+static void agent_act(muster_group *g, const struct member_action *action)
+{
+    switch (action->type) {
+    case MEMBER_DO_PUT: agent_put_record(g); break;
+    case MEMBER_DO_SWAP: agent_swap(g, action); break;
+    case MEMBER_DO_READ: g->store->ops->watch_again(g->store); break;
+    case MEMBER_DO_RAISE: agent_raise(g, &action->view); break;
+    case MEMBER_DO_INSTALL: agent_install(g, &action->view); break;
+    case MEMBER_DO_BEGIN: agent_begin(g, action->epoch); break;
+    case MEMBER_DO_FENCE:
+        trace_add(TRACE_SUSPECTED, clock_ns(), 0, (uint64_t)action->rank);
+        g->store->ops->fence(g->store, action->rank, action->incarnation);
+        break;
+    case MEMBER_DO_STOP: agent_stop(g, action); break;
+    case MEMBER_DO_LEFT:
+        g->store->ops->leave(g->store);
+        group_stop(g, MUSTER_ERR_LEFT, "this rank has left");
+        break;
+    }
+}
+
+/* ---- What the store says ---- */
+
+static void agent_view_event(muster_group *g, enum member_event_type type, bool ok, const struct store_event *e)
+{
+    struct view view;
+    if (wire_get_view(e->value, e->value_bytes, g->config.ranks, &view) != 0) {
+        log_line(LOG_LEVEL_ERROR, "the store's view (%zu bytes) is malformed and ignored", e->value_bytes);
+        return;
+    }
+    agent_event(g, (struct member_event){.type = type, .ok = ok, .view = &view, .revision = e->revision});
+}
+
+static void agent_presence(muster_group *g, int rank, const struct store_event *e)
+{
+    struct presence presence = {.incarnation = g->presence[rank]};
+    if (!e->gone && wire_get_presence(e->value, e->value_bytes, &presence) != 0)
+        return;
+    g->presence[rank] = presence.incarnation;
+    if (e->gone)
+        trace_add(TRACE_DEATH, clock_ns(), 0, (uint64_t)rank);
+    agent_event(g, (struct member_event){
+                       .type = MEMBER_PRESENCE, .rank = rank, .incarnation = presence.incarnation, .ok = !e->gone});
+}
+
+static void agent_fenced(muster_group *g, int rank, const struct store_event *e)
+{
+    uint32_t incarnation;
+    if (e->gone || wire_get_fenced(e->value, e->value_bytes, &incarnation) != 0)
+        return;
+    agent_event(g, (struct member_event){.type = MEMBER_FENCED, .rank = rank, .incarnation = incarnation});
+}
+
+static void agent_record(muster_group *g, int rank, const struct store_event *e)
+{
+    struct record record;
+    if (e->gone || wire_get_record(e->value, e->value_bytes, &record) != 0)
+        return;
+    agent_event(g, (struct member_event){.type = MEMBER_RECORD, .rank = rank, .record = &record});
+}
+
+/* Keeps what a rank says of its configuration for group_compare(). */
+static void agent_config(muster_group *g, const struct store_event *e)
+{
+    char object[24];
+    int rank;
+    if (e->gone || sscanf(e->key, "config/%23[^/]/%d", object, &rank) != 2 || e->value_bytes >= STORE_MAX_VALUE)
+        return;
+    pthread_mutex_lock(&g->lock);
+    struct group_field_set *set = g->fields;
+    while (set && (set->rank != rank || strcmp(set->object, object) != 0))
+        set = set->next;
+    if (!set && (set = calloc(1, sizeof *set))) {
+        set->rank = rank;
+        strcpy(set->object, object);
+        set->next = g->fields;
+        g->fields = set;
+    }
+    if (set) {
+        memcpy(set->fields, e->value, e->value_bytes);
+        set->fields[e->value_bytes] = 0;
+    }
+    pthread_cond_broadcast(&g->changed);
+    pthread_mutex_unlock(&g->lock);
+}
+
+static void agent_change(muster_group *g, const struct store_event *e)
+{
+    int rank = -1;
+    const char *slash = strchr(e->key, '/');
+    if (strncmp(e->key, "config/", 7) == 0) {
+        agent_config(g, e);
+        return;
+    }
+    if (slash)
+        rank = atoi(slash + 1);
+    if (rank >= g->config.ranks)
+        return;
+    if (strcmp(e->key, "view") == 0 && !e->gone)
+        agent_view_event(g, MEMBER_VIEW, true, e);
+    else if (strncmp(e->key, "member/", 7) == 0)
+        agent_record(g, rank, e);
+    else if (strncmp(e->key, "presence/", 9) == 0)
+        agent_presence(g, rank, e);
+    else if (strncmp(e->key, "fenced/", 7) == 0)
+        agent_fenced(g, rank, e);
+}
+
+static void agent_reply(muster_group *g, const struct store_event *e)
+{
+    if (e->status != MUSTER_OK && e->status != MUSTER_ERR_AGAIN)
+        log_line(LOG_LEVEL_ERROR, "the store refused a request for \"%s\": %s", e->key, muster_status_name(e->status));
+    if (e->id != g->swap_id)
+        return;
+    g->swap_id = 0;
+    if (e->status == MUSTER_OK)
+        agent_event(g, (struct member_event){
+                           .type = MEMBER_SWAPPED, .ok = true, .view = &g->swap_view, .revision = e->revision});
+    else if (e->value_bytes)
+        agent_view_event(g, MEMBER_SWAPPED, false, e);
+    else
+        g->store->ops->watch_again(g->store);
+}
+
+/* A newcomer's memory; one that came for a view that is no longer being prepared is dropped. */
+static void agent_memory(muster_group *g, const struct store_event *e)
+{
+    if (e->fd < 0)
+        return;
+    int r = e->rank;
+    bool wanted = mask_has(g->raising.mask, r) && g->raising.incarnation[r] == e->incarnation &&
+                  !agent_mapped(g, r, e->incarnation);
+    unsigned char *base;
+    if (wanted && shm_map(e->fd, g->region.bytes, &base) == MUSTER_OK) {
+        agent_unmap(g, &g->prepared[r]);
+        g->prepared[r] = (struct group_mapping){.incarnation = e->incarnation, .base = base};
+    } else if (wanted) {
+        log_line(LOG_LEVEL_ERROR, "memory of rank %d: %s", r, muster_last_error());
+    }
+    close(e->fd);
+}
+
+/* False when there is nothing more for now. */
+static bool agent_take_store_event(muster_group *g)
+{
+    struct store_event e;
+    g->store->ops->poll(g->store, clock_ns(), &e);
+    switch (e.type) {
+    case STORE_NOTHING: return false;
+    case STORE_REPLY: agent_reply(g, &e); return true;
+    case STORE_CHANGE: agent_change(g, &e); return true;
+    case STORE_MEMORY: agent_memory(g, &e); return true;
+    case STORE_LOST: agent_event(g, (struct member_event){.type = MEMBER_LOST}); return false;
+    }
+    return false;
+}
+
+/* ---- What the caller says ---- */
+
+static void agent_leave(muster_group *g)
+{
+    atomic_store(&g->begun, 0);
+    for (int r = 0; r < g->config.ranks; r++) { /* the caller's thread is inside leave(): nothing executes */
+        agent_unmap(g, &g->prepared[r]);
+        if (r != g->config.rank)
+            agent_unmap(g, &g->mapping[r]);
+    }
+    agent_event(g, (struct member_event){.type = MEMBER_LEAVE});
+}
+
+/* Returns false when the agent is to end. */
+static bool agent_take_mail(muster_group *g)
+{
+    pthread_mutex_lock(&g->lock);
+    struct group_mail mail = g->mail;
+    g->mail = (struct group_mail){0};
+    pthread_mutex_unlock(&g->lock);
+
+    if (mail.put_pending)
+        g->store->ops->put(g->store, mail.put_key, mail.put_value, strlen(mail.put_value));
+    if (mail.start)
+        agent_event(g, (struct member_event){.type = MEMBER_START});
+    if (mail.overdue_epoch) {
+        g->overdue_epoch = mail.overdue_epoch;
+        g->overdue = mail.overdue;
+        agent_event(g,
+                    (struct member_event){.type = MEMBER_OVERDUE, .epoch = mail.overdue_epoch, .mask = mail.overdue});
+    }
+    if (mail.failed_epoch)
+        agent_event(g, (struct member_event){.type = MEMBER_FAILED, .epoch = mail.failed_epoch});
+    if (mail.leave)
+        agent_leave(g);
+    return !mail.quit;
+}
+
+/* M rules on acknowledging: not while a kernel of the old epoch executes, not before every newcomer is mapped. */
+static void agent_check_quiesced(muster_group *g)
+{
+    const struct view *view = &g->raising;
+    if (view->epoch == 0 || atomic_load(&g->executing))
+        return;
+    for (int r = mask_next(view->mask, 0); r >= 0; r = mask_next(view->mask, r + 1))
+        if (!agent_mapped(g, r, view->incarnation[r]))
+            return;
+    uint32_t epoch = view->epoch;
+    g->raising = (struct view){0};
+    trace_add(TRACE_ACKNOWLEDGED, clock_ns(), 0, epoch);
+    agent_event(g, (struct member_event){.type = MEMBER_QUIESCED, .epoch = epoch});
+    fault_here(FAULT_VIEW_ACKNOWLEDGED);
+}
+
+/*
+ * Ready: no step of an older epoch is open, every void verdict has been read, and a caller that loads weights has said
+ * that it has them.
+ */
+static void agent_check_ready(muster_group *g)
+{
+    uint32_t epoch = member_installed(&g->member)->epoch;
+    if (epoch == 0 || g->ready_sent == epoch || g->raising.epoch || atomic_load(&g->control.live_epoch) != epoch)
+        return;
+    if (atomic_load(&g->step_open) || atomic_load(&g->unread_void))
+        return;
+    if (g->config.manual_ready && atomic_load(&g->ready_called) != epoch)
+        return;
+    g->ready_sent = epoch;
+    trace_add(TRACE_READY, clock_ns(), 0, epoch);
+    agent_event(g, (struct member_event){.type = MEMBER_READY, .epoch = epoch});
+    fault_here(FAULT_VIEW_READY);
+}
+
+static uint64_t agent_watch(muster_group *g)
+{
+    muster_wait_report report;
+    uint64_t next_ns;
+    pthread_mutex_lock(&g->lock);
+    bool overdue = watchdog_poll(&g->watchdog, clock_ns(), atomic_load(&g->control.operation_timeout_ns),
+                                 atomic_load(&g->control.live_epoch), &report, &next_ns);
+    pthread_mutex_unlock(&g->lock);
+    if (!overdue)
+        return next_ns;
+    report.waiting_for = agent_waiting(g);
+    char ranks[256];
+    agent_name_ranks(report.missing, ranks, sizeof ranks);
+    log_line(LOG_LEVEL_WARN, "%s phase %d overdue after %llu ms: no flag from rank %s", report.operation,
+             (int)report.phase, (unsigned long long)report.elapsed_us / 1000, ranks);
+    if (g->config.on_wait)
+        g->config.on_wait(g->config.context, &report);
+    return clock_ns();
+}
+
+/* ---- The thread ---- */
+
+static void agent_sleep(muster_group *g, uint64_t watch_ns)
+{
+    uint64_t now_ns = clock_ns();
+    uint64_t wake_ns = now_ns + AGENT_IDLE_NS;
+    uint64_t store_ns = g->stopped ? UINT64_MAX : g->store->ops->next_ns(g->store);
+    uint64_t member_ns = g->stopped ? UINT64_MAX : member_next_ns(&g->member);
+    wake_ns = watch_ns < wake_ns ? watch_ns : wake_ns;
+    wake_ns = store_ns < wake_ns ? store_ns : wake_ns;
+    wake_ns = member_ns < wake_ns ? member_ns : wake_ns;
+    uint64_t sleep_ns = wake_ns > now_ns ? wake_ns - now_ns : 0;
+    struct timespec timeout = {.tv_sec = (time_t)(sleep_ns / 1000000000u), .tv_nsec = (long)(sleep_ns % 1000000000u)};
+    struct pollfd fds[2] = {{.fd = g->wake_fd, .events = POLLIN},
+                            {.fd = g->stopped ? -1 : g->store->ops->fd(g->store), .events = POLLIN}};
+    ppoll(fds, 2, &timeout, NULL);
+    uint64_t count;
+    if (fds[0].revents & POLLIN) {
+        ssize_t ignored = read(g->wake_fd, &count, sizeof count);
+        (void)ignored;
+    }
+}
+
+static void *agent_main(void *argument)
+{
+    muster_group *g = argument;
+    uint64_t watch_ns = 0;
+    do {
+        agent_sleep(g, watch_ns);
+        while (agent_take_store_event(g))
+            continue;
+        if (!g->stopped && member_next_ns(&g->member) <= clock_ns())
+            agent_event(g, (struct member_event){.type = MEMBER_TICK});
+        agent_check_quiesced(g);
+        agent_check_ready(g);
+        watch_ns = agent_watch(g);
+    } while (agent_take_mail(g));
+    return NULL;
+}
+
+/* Signals are the program's business: they must not land on this thread. */
+muster_status agent_start(muster_group *g)
+{
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int failed = pthread_create(&g->thread, NULL, agent_main, g);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (failed)
+        return error_set(MUSTER_ERR_SYSTEM, "cannot start the agent's thread: %s", strerror(failed));
+    return MUSTER_OK;
+}

@@ -1,0 +1,611 @@
+// SPDX-License-Identifier: Apache-2.0
+/* Groups: creation, leaving, and what other threads may ask. Steps are in step.c, the agent's thread in agent.c. */
+#include "control/group.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "control/group_state.h"
+#include "control/identity.h"
+#include "core/clock.h"
+#include "core/config.h"
+#include "core/error.h"
+#include "core/fault.h"
+#include "core/log.h"
+#include "core/trace.h"
+
+static const uint64_t GROUP_NS_PER_US = 1000;
+
+/* ---- Deadlines on the condition ---- */
+
+static struct timespec group_deadline(uint64_t timeout_us)
+{
+    uint64_t at_ns = clock_ns() + timeout_us * GROUP_NS_PER_US;
+    return (struct timespec){.tv_sec = (time_t)(at_ns / 1000000000u), .tv_nsec = (long)(at_ns % 1000000000u)};
+}
+
+/* Waits for a change; false when the deadline has passed. Called with the lock held. */
+static bool group_wait_change(muster_group *g, const struct timespec *deadline)
+{
+    return pthread_cond_timedwait(&g->changed, &g->lock, deadline) == 0;
+}
+
+/* ---- The group's own end ---- */
+
+void group_stop(muster_group *g, muster_status status, const char *text)
+{
+    g->stopped = true;
+    atomic_store(&g->begun, 0);
+    pthread_mutex_lock(&g->lock);
+    snprintf(g->sticky_text, sizeof g->sticky_text, "%s", text);
+    g->left = status == MUSTER_ERR_LEFT;
+    atomic_store(&g->sticky, status);
+    pthread_cond_broadcast(&g->changed);
+    pthread_mutex_unlock(&g->lock);
+    atomic_store(&g->control.live_epoch, STAMP_MAX_EPOCH + 1); /* no step has it: running kernels return */
+    if (status != MUSTER_ERR_LEFT)
+        log_line(LOG_LEVEL_ERROR, "the group has ended for this rank: %s: %s", muster_status_name(status), text);
+}
+
+muster_status group_check(muster_group *g)
+{
+    if (g->pid != getpid())
+        return error_set(MUSTER_ERR_FORKED, "this group belongs to process %d; a forked child may not use it",
+                         (int)g->pid);
+    muster_status sticky = (muster_status)atomic_load(&g->sticky);
+    if (sticky == MUSTER_OK)
+        return MUSTER_OK;
+    pthread_mutex_lock(&g->lock);
+    error_set(sticky, "%s", g->sticky_text);
+    pthread_mutex_unlock(&g->lock);
+    return sticky;
+}
+
+void group_epoch_failed(muster_group *g, uint32_t epoch)
+{
+    uint32_t expected = epoch;
+    if (epoch == 0 || !atomic_compare_exchange_strong(&g->begun, &expected, 0))
+        return;
+    pthread_mutex_lock(&g->lock);
+    if (g->view.epoch == epoch)
+        g->view.ready = 0;
+    pthread_mutex_unlock(&g->lock);
+}
+
+/* ---- Comparing configurations ---- */
+
+static const char *group_fields_of(const muster_group *g, const char *object, int rank)
+{
+    for (const struct group_field_set *set = g->fields; set; set = set->next)
+        if (set->rank == rank && strcmp(set->object, object) == 0)
+            return set->fields;
+    return NULL;
+}
+
+/* Who must have spoken: the members, or everybody while there is no view. */
+static muster_mask group_expected(const muster_group *g)
+{
+    return g->view.epoch ? g->view.mask : mask_first(g->config.ranks);
+}
+
+static muster_mask group_silent(const muster_group *g, const char *object)
+{
+    muster_mask expected = group_expected(g), silent = {{0, 0}};
+    for (int r = mask_next(expected, 0); r >= 0; r = mask_next(expected, r + 1))
+        if (!group_fields_of(g, object, r))
+            silent = mask_with(silent, r);
+    return silent;
+}
+
+/* The value of the line "name=value\n" in fields. */
+static void group_field_value(const char *fields, const char *name, size_t name_bytes, char *value, size_t bytes)
+{
+    snprintf(value, bytes, "?");
+    for (const char *line = fields; *line; line += strcspn(line, "\n") + (line[strcspn(line, "\n")] == '\n'))
+        if (strncmp(line, name, name_bytes) == 0 && line[name_bytes] == '=') {
+            size_t length = strcspn(line + name_bytes + 1, "\n");
+            snprintf(value, bytes, "%.*s", (int)length, line + name_bytes + 1);
+            return;
+        }
+}
+
+/* Words the first field in which the ranks differ; MUSTER_OK if they agree on it. */
+static muster_status group_compare_field(const muster_group *g, const char *object, const char *line, size_t name_bytes)
+{
+    muster_mask expected = group_expected(g);
+    char mine[128], theirs[128], text[768];
+    size_t used = 0;
+    bool differ = false;
+    group_field_value(line, line, name_bytes, mine, sizeof mine);
+    for (int r = mask_next(expected, 0); r >= 0; r = mask_next(expected, r + 1)) {
+        group_field_value(group_fields_of(g, object, r), line, name_bytes, theirs, sizeof theirs);
+        differ = differ || strcmp(mine, theirs) != 0;
+        if (used + sizeof theirs < sizeof text)
+            used += (size_t)snprintf(text + used, sizeof text - used, "%srank %d = %s", used ? ", " : "", r, theirs);
+    }
+    if (!differ)
+        return MUSTER_OK;
+    return error_set(MUSTER_ERR_MISMATCH, "%s: %.*s differs: %s", object, (int)name_bytes, line, text);
+}
+
+static muster_status group_compare_all(const muster_group *g, const char *object, const char *fields)
+{
+    for (const char *line = fields; *line;) {
+        size_t length = strcspn(line, "\n");
+        muster_status status = group_compare_field(g, object, line, strcspn(line, "="));
+        if (status != MUSTER_OK)
+            return status;
+        line += length + (line[length] == '\n');
+    }
+    return MUSTER_OK;
+}
+
+static muster_status group_name_silent(const char *object, muster_mask silent, uint64_t timeout_us)
+{
+    char ranks[256];
+    size_t used = 0;
+    for (int r = mask_next(silent, 0); r >= 0 && used + 8 < sizeof ranks; r = mask_next(silent, r + 1))
+        used += (size_t)snprintf(ranks + used, sizeof ranks - used, "%s%d", used ? ", " : "", r);
+    return error_set(MUSTER_ERR_TIMEOUT, "%s: after %llu ms these ranks have not arrived: %s", object,
+                     (unsigned long long)timeout_us / 1000, ranks);
+}
+
+/*
+ * What this rank has published under a name before was for an attempt that failed; ranks must not take it for the new
+ * one, so each attempt has a number. The handle's own attempts are kept as sets of rank -1, without fields.
+ */
+static int group_next_attempt(muster_group *g, const char *name)
+{
+    int attempt = 0;
+    for (const struct group_field_set *set = g->fields; set; set = set->next)
+        attempt += set->rank == -1 && strcmp(set->object, name) == 0;
+    struct group_field_set *mine = calloc(1, sizeof *mine);
+    if (mine) {
+        mine->rank = -1;
+        snprintf(mine->object, sizeof mine->object, "%s", name);
+        mine->next = g->fields;
+        g->fields = mine;
+    }
+    return attempt;
+}
+
+muster_status group_compare(muster_group *g, const char *name, const char *fields)
+{
+    char object[24];
+    struct timespec deadline = group_deadline(g->config.start_timeout_us);
+    muster_status status = MUSTER_OK;
+    pthread_mutex_lock(&g->lock);
+    snprintf(object, sizeof object, "%s.%d", name, group_next_attempt(g, name));
+    snprintf(g->mail.put_key, sizeof g->mail.put_key, "config/%s/%d", object, g->config.rank);
+    snprintf(g->mail.put_value, sizeof g->mail.put_value, "%s", fields);
+    g->mail.put_pending = true;
+    agent_wake(g);
+    while (!mask_empty(group_silent(g, object)) && !atomic_load(&g->sticky))
+        if (!group_wait_change(g, &deadline)) {
+            status = group_name_silent(object, group_silent(g, object), g->config.start_timeout_us);
+            break;
+        }
+    if (status == MUSTER_OK && !atomic_load(&g->sticky))
+        status = group_compare_all(g, object, fields);
+    pthread_mutex_unlock(&g->lock);
+    return status == MUSTER_OK ? group_check(g) : status;
+}
+
+/* ---- Creation ---- */
+
+static muster_status group_check_config(const muster_group_config *config)
+{
+    if (!config)
+        return error_set(MUSTER_ERR_ARGUMENT, "config: must not be NULL");
+    if (config->size != sizeof *config)
+        return error_set(MUSTER_ERR_ARGUMENT, "config.size = %zu: must be %zu; start from MUSTER_GROUP_CONFIG_INIT",
+                         config->size, sizeof *config);
+    if (config->ranks < -1 || config->ranks == 0 || config->ranks > MUSTER_MAX_RANKS)
+        return error_set(MUSTER_ERR_ARGUMENT, "config.ranks = %d: must be 1..%d, or -1", config->ranks,
+                         MUSTER_MAX_RANKS);
+    if (config->rank < -1 || (config->ranks > 0 && config->rank >= config->ranks))
+        return error_set(MUSTER_ERR_ARGUMENT, "config.rank = %d: must be 0..%d, or -1", config->rank,
+                         config->ranks - 1);
+    if (config->backend != MUSTER_BACKEND_CPU)
+        return error_set(MUSTER_ERR_ARGUMENT, "config.backend = %d: must be MUSTER_BACKEND_CPU, the only one there is",
+                         (int)config->backend);
+    return MUSTER_OK;
+}
+
+static uint64_t group_setting(uint64_t given, enum config_key key)
+{
+    return given ? given : config_number(key);
+}
+
+/* Fills in what the configuration leaves to the environment. */
+static muster_status group_resolve(const muster_group_config *given, struct identity *identity,
+                                   muster_group_config *config)
+{
+    muster_status status = identity_find(given, identity);
+    if (status != MUSTER_OK)
+        return status;
+    *config = *given;
+    config->rank = identity->rank;
+    config->ranks = identity->ranks;
+    config->store = NULL; /* borrowed; not needed after the connection */
+    config->operation_timeout_us = group_setting(given->operation_timeout_us, CONFIG_OPERATION_TIMEOUT_US);
+    config->step_timeout_us = group_setting(given->step_timeout_us, CONFIG_STEP_TIMEOUT_US);
+    config->start_timeout_us = group_setting(given->start_timeout_us, CONFIG_START_TIMEOUT_US);
+    if (config->min_ranks < 1 || config->min_ranks > config->ranks)
+        return error_set(MUSTER_ERR_ARGUMENT, "config.min_ranks = %d: must be 1..%d (ranks)", config->min_ranks,
+                         config->ranks);
+    return MUSTER_OK;
+}
+
+static uint32_t group_spin(int ranks)
+{
+    cpu_set_t cores;
+    if (config_given(CONFIG_SPIN))
+        return (uint32_t)config_number(CONFIG_SPIN);
+    bool roomy = sched_getaffinity(0, sizeof cores, &cores) == 0 && CPU_COUNT(&cores) >= ranks;
+    return roomy ? 20000 : 200;
+}
+
+static uint64_t group_region_bytes(uint64_t memory_bytes)
+{
+    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+    return (sizeof(struct region_header) + memory_bytes + page - 1) / page * page;
+}
+
+static void group_member_config(const muster_group *g, struct member_config *config)
+{
+    const muster_group_config *c = &g->config;
+    uint64_t operation_ns = c->operation_timeout_us * GROUP_NS_PER_US;
+    uint64_t grace_ns = operation_ns / 10;
+    *config = (struct member_config){
+        .rank = c->rank,
+        .ranks = c->ranks,
+        .min_ranks = c->min_ranks,
+        .incarnation = g->store->welcome.incarnation,
+        .first_epoch = (uint32_t)config_number(CONFIG_FIRST_EPOCH),
+        .propose_delay_ns = 2000000,
+        .grace_ns = grace_ns < 50000000 ? grace_ns : 50000000,
+        .acknowledge_timeout_ns = operation_ns,
+        .ready_timeout_ns = c->step_timeout_us * GROUP_NS_PER_US,
+        .fence_timeout_ns = config_number(CONFIG_FENCE_TIMEOUT_US) * GROUP_NS_PER_US,
+        .reply_timeout_ns = operation_ns,
+        .start_timeout_ns = c->start_timeout_us * GROUP_NS_PER_US,
+    };
+}
+
+static void group_init_control(muster_group *g)
+{
+    g->control.spin = group_spin(g->config.ranks);
+    atomic_store(&g->control.operation_timeout_ns, g->config.operation_timeout_us * GROUP_NS_PER_US);
+    atomic_store(&g->control.step_timeout_ns, g->config.step_timeout_us * GROUP_NS_PER_US);
+    g->step.kernel = (struct kernel_step){.control = &g->control,
+                                          .rank = g->config.rank,
+                                          .ranks = g->config.ranks,
+                                          .peers = g->step.peers};
+    g->mapping[g->config.rank].base = g->region.base;
+}
+
+static void group_init_lock(muster_group *g)
+{
+    pthread_condattr_t attributes;
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_cond_init(&g->changed, &attributes);
+    pthread_condattr_destroy(&attributes);
+    pthread_mutex_init(&g->lock, NULL);
+}
+
+static muster_status group_found(muster_group *g)
+{
+    char fields[256];
+    snprintf(fields, sizeof fields, "ranks=%d\nmin_ranks=%d\nbackend=%d\nmemory_bytes=%llu\n", g->config.ranks,
+             g->config.min_ranks, (int)g->config.backend, (unsigned long long)g->config.memory_bytes);
+    muster_status status = group_compare(g, "group", fields);
+    if (status != MUSTER_OK)
+        return status;
+    pthread_mutex_lock(&g->lock);
+    g->mail.start = true;
+    pthread_mutex_unlock(&g->lock);
+    agent_wake(g);
+
+    struct timespec deadline = group_deadline(g->config.start_timeout_us);
+    bool in_time = true;
+    pthread_mutex_lock(&g->lock);
+    while (!(g->config.manual_ready ? g->view.epoch != 0 : g->view.ready) && !atomic_load(&g->sticky) && in_time)
+        in_time = group_wait_change(g, &deadline);
+    pthread_mutex_unlock(&g->lock);
+    if (!in_time)
+        return error_set(MUSTER_ERR_TIMEOUT, "no view with rank %d was agreed within %llu ms", g->config.rank,
+                         (unsigned long long)g->config.start_timeout_us / 1000);
+    return group_check(g);
+}
+
+static void group_end_agent(muster_group *g)
+{
+    pthread_mutex_lock(&g->lock);
+    g->mail.quit = true;
+    pthread_mutex_unlock(&g->lock);
+    agent_wake(g);
+    pthread_join(g->thread, NULL); /* its loop never waits for a peer */
+}
+
+static void group_free(muster_group *g)
+{
+    for (int r = 0; r < g->config.ranks; r++) {
+        if (r != g->config.rank && g->mapping[r].incarnation)
+            shm_unmap(g->mapping[r].base, g->region.bytes);
+        if (g->prepared[r].incarnation)
+            shm_unmap(g->prepared[r].base, g->region.bytes);
+    }
+    for (struct group_field_set *next, *set = g->fields; set; set = next) {
+        next = set->next;
+        free(set);
+    }
+    pthread_cond_destroy(&g->changed);
+    pthread_mutex_destroy(&g->lock);
+    close(g->wake_fd);
+    free(g);
+}
+
+muster_status muster_group_create(const muster_group_config *config, muster_group **group)
+{
+    fault_configure();
+    muster_status status = group_check_config(config);
+    if (status != MUSTER_OK)
+        return status;
+    if (!group)
+        return error_set(MUSTER_ERR_ARGUMENT, "group: must not be NULL");
+    struct identity identity;
+    muster_group *g = calloc(1, sizeof *g);
+    if (!g)
+        return error_set(MUSTER_ERR_MEMORY, "no memory for a group");
+    status = group_resolve(config, &identity, &g->config);
+    if (status != MUSTER_OK)
+        goto free_memory;
+    g->pid = getpid();
+    log_set_rank(g->config.rank);
+    config_check();
+    group_init_lock(g);
+    g->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    status =
+        store_embedded_open(identity.store, g->config.rank, g->config.ranks, g->config.start_timeout_us, &g->store);
+    if (status != MUSTER_OK)
+        goto free_group;
+    status = shm_create(group_region_bytes(g->config.memory_bytes), &g->region);
+    if (status != MUSTER_OK)
+        goto close_store;
+    group_init_control(g);
+    struct member_config member;
+    group_member_config(g, &member);
+    member_init(&g->member, &member);
+    g->store->ops->share_memory(g->store, g->region.fd);
+    status = agent_start(g);
+    if (status != MUSTER_OK)
+        goto free_region;
+    status = group_found(g);
+    if (status != MUSTER_OK)
+        goto end_agent;
+    *group = g;
+    return MUSTER_OK;
+
+end_agent:
+    group_end_agent(g);
+free_region:
+    shm_destroy(&g->region);
+close_store:
+    g->store->ops->leave(g->store); /* an error is no death: without this the store would have to kill us */
+    g->store->ops->close(g->store);
+free_group:
+    group_free(g);
+    return status;
+free_memory:
+    free(g);
+    return status;
+}
+
+/* ---- Leaving ---- */
+
+muster_status muster_group_leave(muster_group *g)
+{
+    muster_status status = group_check(g);
+    if (status != MUSTER_OK)
+        return status == MUSTER_ERR_LEFT ? MUSTER_OK : status;
+    if (g->step.open)
+        return error_set(MUSTER_ERR_ORDER, "muster_group_leave: a step is open; end it first");
+    struct timespec deadline = group_deadline(g->config.operation_timeout_us);
+    bool in_time = true;
+    pthread_mutex_lock(&g->lock);
+    g->mail.leave = true;
+    agent_wake(g);
+    while (!atomic_load(&g->sticky) && in_time)
+        in_time = group_wait_change(g, &deadline);
+    bool left = g->left;
+    pthread_mutex_unlock(&g->lock);
+    if (!in_time)
+        return error_set(MUSTER_ERR_TIMEOUT, "muster_group_leave: the store did not take the leave within %llu ms",
+                         (unsigned long long)g->config.operation_timeout_us / 1000);
+    return left ? MUSTER_OK : group_check(g);
+}
+
+static void group_write_trace(const muster_group *g)
+{
+    const char *pattern = config_text(CONFIG_TRACE, NULL);
+    if (!*pattern)
+        return;
+    char path[512];
+    const char *mark = strstr(pattern, "%r");
+    if (mark)
+        snprintf(path, sizeof path, "%.*s%d%s", (int)(mark - pattern), pattern, g->config.rank, mark + 2);
+    else
+        snprintf(path, sizeof path, "%s", pattern);
+    FILE *out = fopen(path, "w");
+    if (!out) {
+        log_line(LOG_LEVEL_WARN, "MUSTER_TRACE: cannot write %s: %s", path, strerror(errno));
+        return;
+    }
+    fputs("[\n", out);
+    trace_write(out, g->config.rank);
+    fprintf(out, "{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":%d,\"args\":{\"name\":\"rank %d\"}}\n]\n",
+            g->config.rank, g->config.rank);
+    fclose(out);
+}
+
+void muster_group_destroy(muster_group *g)
+{
+    if (!g || g->pid != getpid())
+        return;
+    if (g->step.open)
+        muster_step_end(g, NULL);
+    g->step.open = false;
+    muster_group_leave(g);
+    group_end_agent(g);
+    group_write_trace(g);
+    if (!g->left)
+        g->store->ops->leave(g->store); /* a rank whose group has ended leaves too: its exit is no fault */
+    g->store->ops->close(g->store);
+    shm_destroy(&g->region);
+    group_free(g);
+}
+
+/* ---- Queries, from any thread ---- */
+
+int32_t muster_group_rank(const muster_group *g)
+{
+    return g->config.rank;
+}
+
+muster_status muster_group_view(const muster_group *group, muster_view *view)
+{
+    muster_group *g = (muster_group *)(uintptr_t)group; /* only its lock is touched */
+    muster_status status = group_check(g);
+    if (status != MUSTER_OK)
+        return status;
+    if (!view)
+        return error_set(MUSTER_ERR_ARGUMENT, "view: must not be NULL");
+    pthread_mutex_lock(&g->lock);
+    *view = g->view;
+    pthread_mutex_unlock(&g->lock);
+    return MUSTER_OK;
+}
+
+muster_status muster_group_wait_ready(muster_group *g, uint64_t timeout_us)
+{
+    struct timespec deadline = group_deadline(timeout_us);
+    bool in_time = true;
+    pthread_mutex_lock(&g->lock);
+    while (!g->view.ready && !atomic_load(&g->sticky) && in_time)
+        in_time = timeout_us && group_wait_change(g, &deadline);
+    bool ready = g->view.ready;
+    pthread_mutex_unlock(&g->lock);
+    muster_status status = group_check(g);
+    if (status != MUSTER_OK || ready)
+        return status;
+    return error_set(MUSTER_ERR_AGAIN, "no view was ready for steps within %llu ms",
+                     (unsigned long long)timeout_us / 1000);
+}
+
+muster_status muster_group_ready(muster_group *g, uint32_t epoch)
+{
+    muster_status status = group_check(g);
+    if (status != MUSTER_OK)
+        return status;
+    muster_view view;
+    muster_group_view(g, &view);
+    if (epoch == 0 || epoch != view.epoch)
+        return error_set(MUSTER_ERR_ARGUMENT, "epoch = %u: the installed view has epoch %u", epoch, view.epoch);
+    if (atomic_load(&g->unread_void))
+        return error_set(MUSTER_ERR_ORDER, "muster_group_ready: read the verdict of the void step first");
+    atomic_store(&g->ready_called, epoch);
+    agent_wake(g);
+    return MUSTER_OK;
+}
+
+muster_status muster_group_abort(muster_group *g)
+{
+    muster_status status = group_check(g);
+    if (status != MUSTER_OK)
+        return status;
+    uint32_t epoch = atomic_load(&g->begun);
+    group_epoch_failed(g, epoch);
+    pthread_mutex_lock(&g->lock);
+    if (epoch)
+        g->mail.failed_epoch = epoch;
+    pthread_mutex_unlock(&g->lock);
+    agent_wake(g);
+    return MUSTER_OK;
+}
+
+/* ---- What operations need ---- */
+
+int32_t group_ranks(const muster_group *g)
+{
+    return g->config.ranks;
+}
+
+uint64_t group_start_timeout_us(const muster_group *g)
+{
+    return g->config.start_timeout_us;
+}
+
+uint64_t group_first_sequence(const muster_group *g)
+{
+    (void)g;
+    return config_number(CONFIG_FIRST_SEQUENCE);
+}
+
+unsigned char *group_memory_base(const muster_group *g)
+{
+    return g->region.base;
+}
+
+muster_status group_memory_take(muster_group *g, uint64_t bytes, uint64_t *offset)
+{
+    uint64_t start = (sizeof(struct region_header) + g->region_used + 63) / 64 * 64;
+    uint64_t end = start + bytes - sizeof(struct region_header);
+    if (end > g->config.memory_bytes)
+        return error_set(MUSTER_ERR_MEMORY,
+                         "symmetric memory: %llu bytes needed, %llu are left of memory_bytes = %llu; ask "
+                         "muster_ep_memory_bytes() before the group is created",
+                         (unsigned long long)bytes, (unsigned long long)(g->config.memory_bytes - g->region_used),
+                         (unsigned long long)g->config.memory_bytes);
+    g->region_used = end;
+    *offset = start;
+    return MUSTER_OK;
+}
+
+uint32_t group_next_object(muster_group *g)
+{
+    return g->objects++;
+}
+
+void group_add_child(muster_group *g, struct group_child *child)
+{
+    pthread_mutex_lock(&g->lock);
+    child->next = g->children;
+    g->children = child;
+    pthread_mutex_unlock(&g->lock);
+}
+
+void group_remove_child(muster_group *g, struct group_child *child)
+{
+    pthread_mutex_lock(&g->lock);
+    for (struct group_child **link = &g->children; *link; link = &(*link)->next)
+        if (*link == child) {
+            *link = child->next;
+            break;
+        }
+    watchdog_forget(&g->watchdog, child);
+    pthread_mutex_unlock(&g->lock);
+}
+
+void group_watch(muster_group *g, const struct group_child *child, muster_phase phase, uint64_t stamp, muster_mask mask)
+{
+    struct watchdog_operation operation = {
+        .child = child, .phase = phase, .stamp = stamp, .mask = mask, .start_ns = clock_ns()};
+    watchdog_push(&g->watchdog, &operation);
+}

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+/* What operations need of a group: its memory, its step, and the right to run a kernel in it. */
+#ifndef CONTROL_GROUP_H
+#define CONTROL_GROUP_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "kernels/kernels.h"
+#include "muster/group.h"
+
+/* An object of the group that a view's installation sets afresh: exchanges register one of these. */
+struct group_child {
+    /* The watchdog reads these: the flags that peers raise here, at `flag(child, phase, peer)`. */
+    const _Atomic uint64_t *(*flag)(const struct group_child *child, muster_phase phase, int32_t peer);
+    /* Whether an operation is half done, so that a good step cannot end yet. */
+    bool (*busy)(const struct group_child *child);
+    const char *operation; /* "ep" */
+    struct group_child *next;
+};
+
+/* Takes `bytes` of symmetric memory (collective in effect: every rank takes the same in the same order). */
+muster_status group_memory_take(muster_group *g, uint64_t bytes, uint64_t *offset);
+
+/* This rank's own region, at a fixed address for the group's life; offsets count from here. */
+unsigned char *group_memory_base(const muster_group *g);
+
+/*
+ * Compares `fields` ("name=value\n" lines) of `object` ("group", "ep0", ...) with what the other members say; blocks
+ * until all have said it, at most start_timeout_us. Errors: MISMATCH names the field and each rank's value; TIMEOUT.
+ */
+muster_status group_compare(muster_group *g, const char *object, const char *fields);
+
+/* Numbers the attempts to create an object on this rank, from 0: the N of the name "epN" for comparison. */
+uint32_t group_next_object(muster_group *g);
+
+void group_add_child(muster_group *g, struct group_child *child);
+void group_remove_child(muster_group *g, struct group_child *child);
+int32_t group_ranks(const muster_group *g);
+
+/* The step that is open, or NULL. Its epoch, mask and number are fixed until it ends. */
+const struct kernel_step *group_step(const muster_group *g);
+
+/*
+ * Brackets every kernel. Enter: OK, or VOID when the step is void or its epoch has ended (which makes it void); after
+ * OK the agent does not acknowledge a new epoch until exit. Exit: turns the step's failure, if there is one, into the
+ * status of the call: TIMEOUT, PEER, VOID, ARGUMENT (bad value), with muster_last_error() set; wakes the agent.
+ */
+muster_status group_kernel_enter(muster_group *g, muster_phase phase);
+muster_status group_kernel_exit(muster_group *g, muster_phase phase);
+
+/*
+ * Tells the watchdog of a wait that begins (the flags of `child` should reach `stamp` for the ranks in `mask`); first
+ * in, first out. Never blocks; the completion is read off the flags.
+ */
+void group_watch(muster_group *g, const struct group_child *child, muster_phase phase, uint64_t stamp,
+                 muster_mask mask);
+
+/* Marks the open step void (bad value in an input); detail = token << 32 | k. */
+void group_step_fail(muster_group *g, muster_reason reason, muster_phase phase, int32_t peer, uint64_t detail);
+
+/* Asks for a same-mask epoch because this one's sequence numbers run out. The step that runs stays good. */
+void group_epoch_used_up(muster_group *g);
+
+/* The first sequence number of a new epoch (setting MUSTER_FIRST_SEQUENCE). */
+uint64_t group_first_sequence(const muster_group *g);
+
+uint64_t group_start_timeout_us(const muster_group *g);
+
+/* Sticky error of the group, MUSTER_OK if none, with muster_last_error() set. */
+muster_status group_check(muster_group *g);
+
+#endif

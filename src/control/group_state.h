@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+/* The inside of a group: what the caller's thread and the agent's thread share, and who writes what. */
+#ifndef CONTROL_GROUP_STATE_H
+#define CONTROL_GROUP_STATE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/types.h>
+
+#include "control/group.h"
+#include "control/member.h"
+#include "control/store.h"
+#include "control/watchdog.h"
+#include "memory/shm.h"
+
+enum { GROUP_VERDICTS = 64 };
+
+/* A peer's region as mapped here; keyed by incarnation so that a new process never inherits an old mapping. */
+struct group_mapping {
+    uint32_t incarnation; /* 0: nothing is mapped */
+    unsigned char *base;
+};
+
+/* A value that a rank published for comparison. */
+struct group_field_set {
+    struct group_field_set *next;
+    int32_t rank;
+    char object[24];
+    char fields[STORE_MAX_VALUE];
+};
+
+/* What the caller's threads ask of the agent; taken under `lock`, announced through `wake_fd`. */
+struct group_mail {
+    bool start, leave, quit;
+    uint32_t failed_epoch;
+    uint32_t overdue_epoch;
+    muster_mask overdue;
+    bool put_pending;
+    char put_key[STORE_MAX_KEY];
+    char put_value[STORE_MAX_VALUE];
+};
+
+/* The open step; only the caller's thread touches it. */
+struct group_step_state {
+    bool open;
+    uint64_t total; /* steps begun over the life of the handle */
+    uint32_t last_epoch; /* of the last step that was not void from the start */
+    uint64_t next_number; /* in last_epoch */
+    uint64_t begun_ns;
+    struct kernel_step kernel;
+    unsigned char *peers[MUSTER_MAX_RANKS];
+};
+
+struct muster_group {
+    muster_group_config config; /* resolved: no field is "from the environment" any more */
+    pid_t pid;
+    struct kernel_control control;
+    struct store *store;
+    struct shm_region region;
+    uint64_t region_used;
+
+    pthread_t thread;
+    int wake_fd;
+
+    /* Written by the agent, read by kernels and steps without a lock. */
+    _Atomic uint32_t begun; /* the epoch whose steps may begin; 0 while a view is being agreed */
+    muster_mask begun_mask; /* of that epoch; written before `begun`, read after it */
+    _Atomic int sticky; /* muster_status that ended the group; 0 = none */
+
+    /* Written by the caller's thread, read by the agent: see agent_quiesced() and agent_check_ready(). */
+    _Atomic bool executing; /* a kernel, or a step's own stores, are running */
+    _Atomic bool step_open;
+    _Atomic uint32_t step_epoch; /* of the open step; 0: void from its start */
+    _Atomic uint32_t unread_void; /* verdicts of void steps that wait in the queue */
+    _Atomic uint32_t ready_called; /* last epoch of muster_group_ready() */
+
+    pthread_mutex_t lock; /* short sections only; never held across a wait other than the condition's own */
+    pthread_cond_t changed;
+    muster_view view; /* under lock */
+    char sticky_text[512]; /* under lock */
+    struct group_mail mail; /* under lock */
+    struct group_field_set *fields; /* under lock */
+    struct group_child *children; /* under lock */
+    struct watchdog watchdog; /* its ring is lock-free; children are read under lock */
+    bool left; /* under lock */
+
+    /* The agent's own. */
+    struct member member;
+    struct member_actions actions;
+    struct group_mapping mapping[MUSTER_MAX_RANKS]; /* of the installed view */
+    struct group_mapping prepared[MUSTER_MAX_RANKS]; /* newcomers of the view being prepared */
+    struct view raising; /* the prepare that is not acknowledged yet */
+    uint32_t ready_sent;
+    uint64_t swap_id;
+    struct view swap_view;
+    uint32_t overdue_epoch; /* of the last timeout here: what this rank waited for, should it be accused itself */
+    muster_mask overdue;
+    uint32_t presence[MUSTER_MAX_RANKS]; /* incarnation of the presence last seen */
+    bool stopped;
+
+    /* The caller's own. */
+    struct group_step_state step;
+    muster_verdict verdict[GROUP_VERDICTS];
+    uint32_t verdict_first, verdict_count;
+    uint32_t objects; /* attempts to create one: see group_next_object() */
+};
+
+/* agent.c */
+muster_status agent_start(muster_group *g);
+void agent_wake(muster_group *g);
+
+/* group.c */
+void group_stop(muster_group *g, muster_status status, const char *text);
+/* An operation failed here: no step of this epoch begins here any more, even before the agent has raised the next. */
+void group_epoch_failed(muster_group *g, uint32_t epoch);
+
+#endif

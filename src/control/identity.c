@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "control/identity.h"
+
+#include <errno.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include "control/sidecar.h"
+#include "core/config.h"
+#include "core/error.h"
+
+enum { MAX_JOB_VARIABLES = 3 };
+
+/* How a launcher says who a process is. Only `muster run` brings a store; for the others a sidecar is named after the job. */
+struct launcher {
+    const char *name;
+    const char *rank, *ranks; /* environment variables */
+    const char *local_ranks; /* how many of the ranks are on this host; NULL: see nodes */
+    const char *nodes; /* how many hosts there are; NULL: see local_ranks */
+    const char *job[MAX_JOB_VARIABLES]; /* what tells this job from any other of this user on this host */
+};
+
+static const struct launcher launchers[] = {
+    {"muster run", "MUSTER_RANK", "MUSTER_RANKS", NULL, NULL, {NULL}},
+    {"torchrun",
+     "RANK",
+     "WORLD_SIZE",
+     "LOCAL_WORLD_SIZE",
+     NULL,
+     {"TORCHELASTIC_RUN_ID", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT"}},
+    {"Open MPI",
+     "OMPI_COMM_WORLD_RANK",
+     "OMPI_COMM_WORLD_SIZE",
+     "OMPI_COMM_WORLD_LOCAL_SIZE",
+     NULL,
+     {"PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", NULL}},
+    {"SLURM", "SLURM_PROCID", "SLURM_NTASKS", NULL, "SLURM_STEP_NUM_NODES", {"SLURM_JOB_ID", "SLURM_STEP_ID", NULL}},
+};
+
+/* False when the variable is there but is no number of at most `maximum`. */
+static bool number_parse(const char *text, int32_t maximum, int32_t *number)
+{
+    char *end;
+    errno = 0;
+    long value = strtol(text, &end, 10);
+    if (errno || end == text || *end || value < 0 || value > maximum)
+        return false;
+    *number = (int32_t)value;
+    return true;
+}
+
+static const struct launcher *find_launcher(void)
+{
+    for (size_t i = 0; i < sizeof launchers / sizeof *launchers; i++)
+        if (getenv(launchers[i].rank) && getenv(launchers[i].ranks))
+            return &launchers[i];
+    return NULL;
+}
+
+static muster_status take_number(const char *variable, int32_t maximum, int32_t *number)
+{
+    const char *text = getenv(variable);
+    if (number_parse(text, maximum, number))
+        return MUSTER_OK;
+    return error_set(MUSTER_ERR_ARGUMENT, "%s=\"%s\" is not a number from 0 to %d", variable, text, maximum);
+}
+
+/* Whatever the caller gave stays; the rest comes from the launcher. */
+static muster_status take_numbers(const struct launcher *from, struct identity *identity)
+{
+    if (identity->ranks < 0) {
+        muster_status status = take_number(from->ranks, MUSTER_MAX_RANKS, &identity->ranks);
+        if (status != MUSTER_OK)
+            return status;
+    }
+    if (identity->rank < 0)
+        return take_number(from->rank, MUSTER_MAX_RANKS - 1, &identity->rank);
+    return MUSTER_OK;
+}
+
+static muster_status check_numbers(const struct identity *identity)
+{
+    if (identity->ranks < 1 || identity->ranks > MUSTER_MAX_RANKS)
+        return error_set(MUSTER_ERR_ARGUMENT, "ranks is %d; a group has 1 to %d", identity->ranks, MUSTER_MAX_RANKS);
+    if (identity->rank < 0 || identity->rank >= identity->ranks)
+        return error_set(MUSTER_ERR_ARGUMENT, "rank is %d; with %d ranks it must be 0..%d", identity->rank,
+                         identity->ranks, identity->ranks - 1);
+    return MUSTER_OK;
+}
+
+/* The ranks share memory, so they must share a host; where the launcher says otherwise, better now than by a timeout. */
+static muster_status check_single_host(const struct launcher *from, int32_t ranks)
+{
+    const char *local = from->local_ranks ? getenv(from->local_ranks) : NULL;
+    const char *nodes = from->nodes ? getenv(from->nodes) : NULL;
+    int32_t number;
+    if (local && number_parse(local, INT32_MAX, &number) && number < ranks)
+        return error_set(MUSTER_ERR_UNSUPPORTED,
+                         "%s has put %d of %d ranks on this host; all ranks must be on one host", from->name, number,
+                         ranks);
+    if (nodes && number_parse(nodes, INT32_MAX, &number) && number > 1)
+        return error_set(MUSTER_ERR_UNSUPPORTED, "%s has spread the ranks over %d hosts; all ranks must be on one host",
+                         from->name, number);
+    return MUSTER_OK;
+}
+
+/* Hashed, because job ids may be longer than a socket's name may be. */
+static uint64_t job_hash(const struct launcher *from)
+{
+    uint64_t hash = XXH3_64bits(from->name, strlen(from->name));
+    for (int i = 0; i < MAX_JOB_VARIABLES && from->job[i]; i++) {
+        const char *text = getenv(from->job[i]);
+        hash = text ? XXH3_64bits_withSeed(text, strlen(text) + 1, hash) : hash + 1;
+    }
+    return hash;
+}
+
+static bool names_a_job(const struct launcher *from)
+{
+    for (int i = 0; i < MAX_JOB_VARIABLES && from->job[i]; i++)
+        if (getenv(from->job[i]))
+            return true;
+    return false;
+}
+
+static muster_status find_sidecar(const muster_group_config *config, const struct launcher *from,
+                                  struct identity *identity)
+{
+    if (!from || !names_a_job(from))
+        return error_set(MUSTER_ERR_ARGUMENT, "nothing says where the store is: start the program with "
+                                              "`muster run -n N program`, or set config.store or MUSTER_STORE");
+    muster_status status = check_single_host(from, identity->ranks);
+    if (status != MUSTER_OK)
+        return status;
+    char name[64];
+    snprintf(name, sizeof name, "muster-%u-%016llx", geteuid(), (unsigned long long)job_hash(from));
+    snprintf(identity->store, sizeof identity->store, "unix:@%s", name);
+    uint64_t timeout_us = config->start_timeout_us ? config->start_timeout_us : config_number(CONFIG_START_TIMEOUT_US);
+    return sidecar_ensure(name, identity->ranks, timeout_us);
+}
+
+static muster_status find_store(const muster_group_config *config, const struct launcher *from,
+                                struct identity *identity)
+{
+    const char *where = config->store ? config->store : config_text(CONFIG_STORE, NULL);
+    if (!*where)
+        return find_sidecar(config, from, identity);
+    if (strlen(where) >= sizeof identity->store)
+        return error_set(MUSTER_ERR_ARGUMENT, "store has %zu characters; at most %zu are allowed", strlen(where),
+                         sizeof identity->store - 1);
+    strcpy(identity->store, where);
+    return MUSTER_OK;
+}
+
+muster_status identity_find(const muster_group_config *config, struct identity *identity)
+{
+    const struct launcher *from = find_launcher();
+    struct identity found = {.rank = config->rank, .ranks = config->ranks};
+    if (!from && (found.rank < 0 || found.ranks < 0))
+        return error_set(MUSTER_ERR_ARGUMENT,
+                         "nothing says which rank this is: start the program with `muster run -n N program`, or set "
+                         "config.rank and config.ranks (looked for MUSTER_RANK and MUSTER_RANKS; RANK and WORLD_SIZE "
+                         "of torchrun; OMPI_COMM_WORLD_RANK and _SIZE; SLURM_PROCID and SLURM_NTASKS)");
+    muster_status status = from ? take_numbers(from, &found) : MUSTER_OK;
+    if (status == MUSTER_OK)
+        status = check_numbers(&found);
+    if (status == MUSTER_OK)
+        status = find_store(config, from, &found);
+    if (status == MUSTER_OK)
+        *identity = found;
+    return status;
+}

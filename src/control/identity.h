@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+/* Who am I: the rank, the number of ranks and the store, from the caller or from the launcher's environment. */
+#ifndef CONTROL_IDENTITY_H
+#define CONTROL_IDENTITY_H
+
+#include "muster/group.h"
+
+struct identity {
+    int32_t rank;
+    int32_t ranks;
+    char store[128]; /* "fd:N" or "unix:@NAME" */
+};
+
+/*
+ * Explicit fields of the config come first, then MUSTER_RANK/RANKS/STORE, then torchrun, Open MPI, SLURM. Under the last
+ * three it may start a sidecar store. Errors: ARGUMENT: nothing says who this process is; names what was looked for.
+ */
+muster_status identity_find(const muster_group_config *config, struct identity *identity);
+
+#endif
