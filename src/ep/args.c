@@ -1,0 +1,512 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ep/args.h"
+
+#include <stdio.h>
+
+#include "core/error.h"
+#include "ep/shape.h"
+
+enum { MAX_DIMS = 3, MAX_SPANS = 32, SHAPE_TEXT_BYTES = 80 };
+
+/* What a tensor must look like. */
+struct rule {
+    const char *name;
+    muster_dtype dtype;
+    int32_t ndim;
+    int64_t shape[MAX_DIMS];
+    bool output;
+};
+
+/* Where a tensor's bytes are: `stride` in bytes for all dimensions but the last. */
+struct place {
+    unsigned char *data;
+    size_t stride[MAX_DIMS];
+};
+
+/* Bytes that a tensor covers, for the overlap check. */
+struct span {
+    const char *name;
+    uintptr_t begin, end;
+    bool output;
+};
+
+struct checker {
+    const struct args_exchange *x;
+    const char *call;
+    int spans;
+    struct span span[MAX_SPANS];
+};
+
+void args_name_payloads(struct args_exchange *x)
+{
+    for (int i = 0; i < MUSTER_EP_MAX_PAYLOADS; i++) {
+        const char *name = i < x->config->payload_count ? x->config->payload[i].name : NULL;
+        const char *open = name ? " (" : "", *close = name ? ")" : "";
+        snprintf(x->payload_name[i], ARGS_NAME_BYTES, "payload[%d]%s%.*s%s", i, open, SHAPE_NAME_BYTES,
+                 name ? name : "", close);
+        snprintf(x->out_payload_name[i], ARGS_NAME_BYTES, "out_%.*s", ARGS_NAME_BYTES - 5, x->payload_name[i]);
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------------- one tensor */
+
+static void shape_text(const int64_t *shape, int32_t ndim, char out[SHAPE_TEXT_BYTES])
+{
+    int used = snprintf(out, SHAPE_TEXT_BYTES, "[");
+    for (int32_t i = 0; i < ndim && i < MAX_DIMS; i++)
+        used += snprintf(out + used, (size_t)(SHAPE_TEXT_BYTES - used), "%s%lld", i ? ", " : "", (long long)shape[i]);
+    snprintf(out + used, (size_t)(SHAPE_TEXT_BYTES - used), ndim > MAX_DIMS ? ", ...]" : "]");
+}
+
+static muster_status check_shape(const struct checker *c, const struct rule *rule, const muster_tensor *t)
+{
+    bool same = t->ndim == rule->ndim && t->shape;
+    for (int32_t i = 0; same && i < rule->ndim; i++)
+        same = t->shape[i] == rule->shape[i];
+    if (same)
+        return MUSTER_OK;
+    char have[SHAPE_TEXT_BYTES], want[SHAPE_TEXT_BYTES];
+    shape_text(t->shape, t->shape && t->ndim > 0 ? t->ndim : 0, have);
+    shape_text(rule->shape, rule->ndim, want);
+    return error_set(MUSTER_ERR_ARGUMENT, "%s: %s has shape %s, must be %s", c->call, rule->name, have, want);
+}
+
+static muster_status check_type(const struct checker *c, const struct rule *rule, const muster_tensor *t)
+{
+    muster_dtype want = rule->dtype, have = t->dtype;
+    if (t->device.type != MUSTER_DEVICE_CPU)
+        return error_set(MUSTER_ERR_ARGUMENT, "%s: %s is on device type %d, must be %d (CPU, not managed memory)",
+                         c->call, rule->name, t->device.type, MUSTER_DEVICE_CPU);
+    if (want.code != have.code || want.bits != have.bits || want.lanes != have.lanes)
+        return error_set(MUSTER_ERR_ARGUMENT, "%s: %s has dtype {code %d, %d bits, %d lanes}, must be {%d, %d, %d}",
+                         c->call, rule->name, have.code, have.bits, have.lanes, want.code, want.bits, want.lanes);
+    return MUSTER_OK;
+}
+
+static int64_t at_least_one(int64_t n)
+{
+    return n > 1 ? n : 1;
+}
+
+/*
+ * Strides of dimensions that are walked along: the last must be 1; those before may leave gaps in inputs. `reach`
+ * becomes the elements from the first to the last, plus one.
+ */
+static muster_status check_strides(const struct checker *c, const struct rule *rule, const muster_tensor *t,
+                                   struct place *place, int64_t *reach)
+{
+    int64_t compact = 1;
+    size_t bytes = rule->dtype.bits / 8u;
+    *reach = 1;
+    for (int32_t i = rule->ndim - 1; i >= 0; i--) {
+        int64_t stride = t->strides && t->shape[i] > 1 ? t->strides[i] : compact;
+        bool gaps = !rule->output && i < rule->ndim - 1;
+        int64_t step;
+        if (gaps ? stride < compact : stride != compact)
+            return error_set(MUSTER_ERR_ARGUMENT, "%s: %s has stride %lld in dimension %d, must be %s%lld", c->call,
+                             rule->name, (long long)stride, i, gaps ? "at least " : "", (long long)compact);
+        if (__builtin_mul_overflow(at_least_one(t->shape[i]), stride, &compact) || compact > INT64_MAX / 64)
+            return error_set(MUSTER_ERR_ARGUMENT, "%s: %s has stride %lld in dimension %d, beyond any memory", c->call,
+                             rule->name, (long long)stride, i);
+        step = (at_least_one(t->shape[i]) - 1) * stride;
+        *reach += step;
+        place->stride[i] = (size_t)stride * bytes;
+    }
+    return MUSTER_OK;
+}
+
+static bool is_empty(const struct rule *rule)
+{
+    for (int32_t i = 0; i < rule->ndim; i++)
+        if (rule->shape[i] == 0)
+            return true;
+    return false;
+}
+
+static void add_span(struct checker *c, const char *name, const unsigned char *data, uint64_t bytes, bool output)
+{
+    uintptr_t begin = (uintptr_t)data;
+    c->span[c->spans++] = (struct span){name, begin, begin + bytes, output};
+}
+
+static muster_status check_data(struct checker *c, const struct rule *rule, const muster_tensor *t, int64_t reach,
+                                struct place *place)
+{
+    size_t bytes = rule->dtype.bits / 8u;
+    place->data = NULL;
+    if (is_empty(rule))
+        return MUSTER_OK;
+    if (!t->data)
+        return error_set(MUSTER_ERR_ARGUMENT, "%s: %s has data NULL", c->call, rule->name);
+    place->data = (unsigned char *)t->data + t->byte_offset;
+    if ((uintptr_t)place->data % bytes)
+        return error_set(MUSTER_ERR_ARGUMENT, "%s: %s lies at address %p, must be a multiple of %zu", c->call,
+                         rule->name, (void *)place->data, bytes);
+    add_span(c, rule->name, place->data, (uint64_t)reach * bytes, rule->output);
+    return MUSTER_OK;
+}
+
+static muster_status check_tensor(struct checker *c, const struct rule *rule, const muster_tensor *t,
+                                  struct place *place)
+{
+    int64_t reach;
+    if (!t)
+        return error_set(MUSTER_ERR_ARGUMENT, "%s: %s must not be NULL", c->call, rule->name);
+    muster_status status = check_shape(c, rule, t);
+    if (status == MUSTER_OK)
+        status = check_type(c, rule, t);
+    if (status == MUSTER_OK)
+        status = check_strides(c, rule, t, place, &reach);
+    if (status == MUSTER_OK)
+        status = check_data(c, rule, t, reach, place);
+    return status;
+}
+
+/* A tensor that this exchange has no use for; giving one is a misunderstanding that should not go unnoticed. */
+static muster_status check_absent(const struct checker *c, const char *name, const muster_tensor *t, const char *why)
+{
+    if (!t)
+        return MUSTER_OK;
+    return error_set(MUSTER_ERR_ARGUMENT, "%s: %s must be NULL: %s", c->call, name, why);
+}
+
+static muster_status check_overlaps(const struct checker *c)
+{
+    for (int i = 0; i < c->spans; i++)
+        for (int j = i + 1; j < c->spans; j++) {
+            const struct span *a = &c->span[i], *b = &c->span[j];
+            if ((a->output || b->output) && a->begin < b->end && b->begin < a->end)
+                return error_set(MUSTER_ERR_ARGUMENT, "%s: %s overlaps %s; outputs may overlap nothing", c->call,
+                                 b->output ? b->name : a->name, b->output ? a->name : b->name);
+        }
+    return MUSTER_OK;
+}
+
+static void add_own_memory(struct checker *c)
+{
+    const struct exchange_shape *shape = c->x->shape;
+    add_span(c, "the exchange's own memory", c->x->region + shape->begin, shape->end - shape->begin, true);
+}
+
+/* --------------------------------------------------------------------------------------------------- dispatch inputs */
+
+/* The token count is hidden's first dimension; the other inputs are held against it. */
+static muster_status check_tokens(const struct checker *c, const muster_tensor *hidden, int64_t *tokens)
+{
+    if (!hidden)
+        return error_set(MUSTER_ERR_ARGUMENT, "%s: hidden must not be NULL", c->call);
+    if (hidden->ndim != 2 || !hidden->shape)
+        return error_set(MUSTER_ERR_ARGUMENT, "%s: hidden has %d dimensions, must have 2: [tokens, %d]", c->call,
+                         hidden->ndim, c->x->shape->hidden);
+    *tokens = hidden->shape[0];
+    if (*tokens < 0 || *tokens > c->x->shape->tokens)
+        return error_set(MUSTER_ERR_ARGUMENT, "%s: hidden has %lld tokens, must have 0 to %d (max_tokens)", c->call,
+                         (long long)*tokens, c->x->shape->tokens);
+    return MUSTER_OK;
+}
+
+static muster_status take_input(struct checker *c, const char *name, muster_dtype dtype, int64_t tokens,
+                                int64_t elements, const muster_tensor *t, struct row_input *input)
+{
+    struct rule rule = {name, dtype, 2, {tokens, elements}, false};
+    struct place place;
+    muster_status status = check_tensor(c, &rule, t, &place);
+    if (status == MUSTER_OK)
+        *input = (struct row_input){place.data, place.stride[0]};
+    return status;
+}
+
+static muster_status take_routes(struct checker *c, const muster_ep_dispatch_args *args,
+                                 struct dispatch_send_args *send)
+{
+    int64_t topk = c->x->shape->topk;
+    const muster_tensor *slots = args->topk_slots;
+    send->wide = slots && slots->dtype.code == MUSTER_TYPE_INT && slots->dtype.bits == 64;
+    muster_status status = take_input(c, "topk_slots", send->wide ? MUSTER_INT64 : MUSTER_INT32, send->tokens, topk,
+                                      slots, &send->topk_slots);
+    send->topk_weights.data = NULL;
+    if (status != MUSTER_OK || !args->topk_weights)
+        return status;
+    return take_input(c, "topk_weights", MUSTER_FP32, send->tokens, topk, args->topk_weights, &send->topk_weights);
+}
+
+static muster_status take_payloads(struct checker *c, const muster_ep_dispatch_args *args,
+                                   struct dispatch_send_args *send)
+{
+    muster_status status = MUSTER_OK;
+    const muster_ep_config *config = c->x->config;
+    for (int i = 0; i < MUSTER_EP_MAX_PAYLOADS && status == MUSTER_OK; i++) {
+        if (i >= config->payload_count)
+            status = check_absent(c, c->x->payload_name[i], args->payload[i], "it is beyond config.payload_count");
+        else
+            status =
+                take_input(c, c->x->payload_name[i], config->payload[i].dtype, send->tokens,
+                           config->payload[i].elements, args->payload[i], &send->input[shape_payload(c->x->shape, i)]);
+    }
+    return status;
+}
+
+static muster_status take_inputs(struct checker *c, const muster_ep_dispatch_args *args,
+                                 struct dispatch_send_args *send)
+{
+    int64_t tokens = 0;
+    muster_status status = check_tokens(c, args->hidden, &tokens);
+    if (status != MUSTER_OK)
+        return status;
+    send->tokens = (int32_t)tokens;
+    status = take_input(c, "hidden", c->x->config->dtype, tokens, c->x->shape->hidden, args->hidden, &send->input[0]);
+    if (status == MUSTER_OK)
+        status = take_routes(c, args, send);
+    if (status == MUSTER_OK)
+        status = take_payloads(c, args, send);
+    return status;
+}
+
+/* -------------------------------------------------------------------------------------------------- dispatch outputs */
+
+static muster_status take_output(struct checker *c, const struct rule *rule, const muster_tensor *t, void **data)
+{
+    struct place place;
+    muster_status status = check_tensor(c, rule, t, &place);
+    *data = status == MUSTER_OK ? place.data : NULL;
+    return status;
+}
+
+/* An output with a row per received row: [S, R*T, elements] or [R, T, elements]. NULL is allowed. */
+static muster_status take_rows(struct checker *c, const char *name, muster_dtype dtype, int64_t elements,
+                               const muster_tensor *t, void **data)
+{
+    const struct exchange_shape *shape = c->x->shape;
+    struct rule rule = {name, dtype, 3, {shape->ranks, shape->tokens, elements}, true};
+    *data = NULL;
+    if (!t)
+        return MUSTER_OK;
+    if (shape->expert_major) {
+        rule.shape[0] = shape->slots;
+        rule.shape[1] = (int64_t)shape->ranks * shape->tokens;
+    }
+    return take_output(c, &rule, t, data);
+}
+
+static muster_status check_present(const struct checker *c, const char *name, const muster_tensor *t)
+{
+    return t ? MUSTER_OK : error_set(MUSTER_ERR_ARGUMENT, "%s: %s must not be NULL", c->call, name);
+}
+
+static muster_status take_array(struct checker *c, const char *name, muster_dtype dtype, int64_t elements,
+                                const muster_tensor *t, unsigned char **output)
+{
+    void *data;
+    muster_status status = take_rows(c, name, dtype, elements, t, &data);
+    *output = data;
+    return status;
+}
+
+static muster_status take_hidden_outputs(struct checker *c, const muster_ep_dispatch_args *args,
+                                         struct dispatch_receive_args *receive)
+{
+    const struct exchange_shape *shape = c->x->shape;
+    int64_t groups = (shape->hidden + MUSTER_EP_FP8_GROUP - 1) / MUSTER_EP_FP8_GROUP;
+    muster_status status = shape->expert_major ? check_present(c, "out_hidden", args->out_hidden) : MUSTER_OK;
+    if (status == MUSTER_OK)
+        status = take_array(c, "out_hidden", shape->quantise ? MUSTER_FP8 : c->x->config->dtype, shape->hidden,
+                            args->out_hidden, &receive->output[0]);
+    if (status != MUSTER_OK)
+        return status;
+    if (!shape->quantise)
+        return check_absent(c, "out_scales", args->out_scales, "the exchange does not quantise");
+    status = check_present(c, "out_scales", args->out_scales);
+    if (status != MUSTER_OK)
+        return status;
+    return take_array(c, "out_scales", MUSTER_FP32, groups, args->out_scales, &receive->output[1]);
+}
+
+static muster_status take_payload_outputs(struct checker *c, const muster_ep_dispatch_args *args,
+                                          struct dispatch_receive_args *receive)
+{
+    const muster_ep_config *config = c->x->config;
+    muster_status status = MUSTER_OK;
+    for (int i = 0; i < MUSTER_EP_MAX_PAYLOADS && status == MUSTER_OK; i++) {
+        if (i >= config->payload_count)
+            status =
+                check_absent(c, c->x->out_payload_name[i], args->out_payload[i], "it is beyond config.payload_count");
+        else
+            status = take_array(c, c->x->out_payload_name[i], config->payload[i].dtype, config->payload[i].elements,
+                                args->out_payload[i], &receive->output[shape_payload(c->x->shape, i)]);
+    }
+    return status;
+}
+
+static muster_status take_counts(struct checker *c, const muster_ep_dispatch_args *args,
+                                 struct dispatch_receive_args *receive)
+{
+    const struct exchange_shape *shape = c->x->shape;
+    struct rule rule = {"out_counts", MUSTER_INT32, 1, {shape->expert_major ? shape->slots : shape->ranks}, true};
+    void *counts, *source = NULL;
+    muster_status status = take_output(c, &rule, args->out_counts, &counts);
+    if (status == MUSTER_OK)
+        status = take_rows(c, "out_source", MUSTER_INT32, 2, args->out_source, &source);
+    receive->counts = counts;
+    receive->source = source;
+    return status;
+}
+
+static muster_status take_loads(struct checker *c, const muster_ep_dispatch_args *args,
+                                struct dispatch_receive_args *receive)
+{
+    const struct exchange_shape *shape = c->x->shape;
+    struct rule rule = {"out_loads", MUSTER_INT32, 2, {shape->ranks, (int64_t)shape->ranks * shape->slots}, true};
+    void *loads = NULL;
+    muster_status status = MUSTER_OK;
+    if (!shape->load_stats)
+        status = check_absent(c, "out_loads", args->out_loads, "the exchange was created without load_stats");
+    else if (args->out_loads)
+        status = take_output(c, &rule, args->out_loads, &loads);
+    receive->loads = loads;
+    return status;
+}
+
+static muster_status take_expert_major(struct checker *c, const muster_ep_dispatch_args *args,
+                                       struct dispatch_receive_args *receive)
+{
+    static const char why[] = "it belongs to the rank-major layout";
+    const struct exchange_shape *shape = c->x->shape;
+    struct rule rule = {"out_ranges", MUSTER_INT64, 2, {shape->slots, shape->ranks}, true};
+    void *ranges = NULL;
+    muster_status status = check_absent(c, "out_slots", args->out_slots, why);
+    if (status == MUSTER_OK)
+        status = check_absent(c, "out_weights", args->out_weights, why);
+    if (status == MUSTER_OK && args->out_ranges)
+        status = take_output(c, &rule, args->out_ranges, &ranges);
+    receive->slots = NULL;
+    receive->weights = NULL;
+    receive->ranges = ranges;
+    return status;
+}
+
+static muster_status take_rank_major(struct checker *c, const muster_ep_dispatch_args *args,
+                                     struct dispatch_receive_args *receive)
+{
+    const struct exchange_shape *shape = c->x->shape;
+    struct rule slots_rule = {"out_slots", MUSTER_INT32, 3, {shape->ranks, shape->tokens, shape->topk}, true};
+    struct rule weights_rule = {"out_weights", MUSTER_FP32, 3, {shape->ranks, shape->tokens, shape->topk}, true};
+    void *slots = NULL, *weights = NULL;
+    muster_status status = check_absent(c, "out_ranges", args->out_ranges, "it belongs to the expert-major layout");
+    if (status == MUSTER_OK)
+        status = take_output(c, &slots_rule, args->out_slots, &slots);
+    if (status == MUSTER_OK)
+        status = take_output(c, &weights_rule, args->out_weights, &weights);
+    receive->slots = slots;
+    receive->weights = weights;
+    receive->ranges = NULL;
+    return status;
+}
+
+static muster_status take_outputs(struct checker *c, const muster_ep_dispatch_args *args,
+                                  struct dispatch_receive_args *receive)
+{
+    muster_status status = take_hidden_outputs(c, args, receive);
+    if (status == MUSTER_OK)
+        status = take_payload_outputs(c, args, receive);
+    if (status == MUSTER_OK)
+        status = take_counts(c, args, receive);
+    if (status == MUSTER_OK)
+        status = take_loads(c, args, receive);
+    if (status == MUSTER_OK)
+        status = c->x->shape->expert_major ? take_expert_major(c, args, receive) : take_rank_major(c, args, receive);
+    if (status == MUSTER_OK && (args->pad_ids < 0 || args->pad_ids > 1))
+        status = error_set(MUSTER_ERR_ARGUMENT, "%s: pad_ids = %d, must be 0 or 1", c->call, args->pad_ids);
+    receive->pad_ids = args->pad_ids;
+    receive->invalid_id = args->invalid_id;
+    return status;
+}
+
+muster_status args_dispatch(const struct args_exchange *x, const char *call, const muster_ep_dispatch_args *args,
+                            struct dispatch_send_args *send, struct dispatch_receive_args *receive)
+{
+    struct checker c = {.x = x, .call = call};
+    if (!args)
+        return error_set(MUSTER_ERR_ARGUMENT, "%s: args must not be NULL", call);
+    if (args->size != sizeof(*args))
+        return error_set(MUSTER_ERR_ARGUMENT, "%s: args.size = %zu, must be %zu; start from MUSTER_EP_DISPATCH_INIT",
+                         call, args->size, sizeof(*args));
+    add_own_memory(&c);
+    muster_status status = send ? take_inputs(&c, args, send) : MUSTER_OK;
+    if (status == MUSTER_OK && receive)
+        status = take_outputs(&c, args, receive);
+    return status == MUSTER_OK ? check_overlaps(&c) : status;
+}
+
+/* ----------------------------------------------------------------------------------------------------------- combine */
+
+static muster_status take_results(struct checker *c, const muster_ep_combine_args *args, struct combine_send_args *send)
+{
+    const struct exchange_shape *shape = c->x->shape;
+    struct rule rule = {"results", c->x->config->dtype, 3, {shape->ranks, shape->tokens, shape->hidden}, false};
+    struct place place;
+    send->results.data = NULL;
+    if (!args->results && !shape->expert_major)
+        return MUSTER_OK;
+    if (shape->expert_major) {
+        rule.shape[0] = shape->slots;
+        rule.shape[1] = (int64_t)shape->ranks * shape->tokens;
+    }
+    muster_status status = check_tensor(c, &rule, args->results, &place);
+    if (status != MUSTER_OK)
+        return status;
+    send->results = (struct row_input){place.data, place.stride[1]};
+    send->block_stride = place.stride[0];
+    return MUSTER_OK;
+}
+
+/* The tensor of muster_ep_results() itself may be handed in: its rows need no copy. */
+static bool in_place(const struct args_exchange *x, const struct combine_send_args *send)
+{
+    const struct exchange_shape *shape = x->shape;
+    return !shape->expert_major && send->results.data == x->region + shape->results &&
+           send->results.stride == shape->result_bytes &&
+           send->block_stride == (size_t)shape->tokens * shape->result_bytes;
+}
+
+/*
+ * Results may be read from what dispatch brought, which combine leaves alone, but not from where combine writes; `out`
+ * may overlap neither.
+ */
+static void add_combine_memory(struct checker *c)
+{
+    const struct exchange_shape *shape = c->x->shape;
+    uint64_t written = shape->exact ? shape->home : shape->results;
+    add_span(c, "the exchange's own memory", c->x->region + shape->begin, written - shape->begin, false);
+    add_span(c, "the exchange's own memory", c->x->region + written, shape->end - written, true);
+}
+
+static muster_status take_combine_inputs(struct checker *c, const muster_ep_combine_args *args,
+                                         struct combine_send_args *send)
+{
+    muster_status status = take_results(c, args, send);
+    if (status != MUSTER_OK || !in_place(c->x, send))
+        return status;
+    send->results.data = NULL;
+    c->spans = 0; /* nothing is copied, so nothing can be copied onto itself */
+    return MUSTER_OK;
+}
+
+muster_status args_combine(const struct args_exchange *x, const char *call, const muster_ep_combine_args *args,
+                           int32_t tokens, struct combine_send_args *send, struct combine_receive_args *receive)
+{
+    struct checker c = {.x = x, .call = call};
+    struct rule out = {"out", x->config->dtype, 2, {tokens, x->shape->hidden}, true};
+    if (!args)
+        return error_set(MUSTER_ERR_ARGUMENT, "%s: args must not be NULL", call);
+    if (args->size != sizeof(*args))
+        return error_set(MUSTER_ERR_ARGUMENT, "%s: args.size = %zu, must be %zu; start from MUSTER_EP_COMBINE_INIT",
+                         call, args->size, sizeof(*args));
+    void *data = NULL;
+    muster_status status = send ? take_combine_inputs(&c, args, send) : MUSTER_OK;
+    if (status == MUSTER_OK && receive)
+        status = take_output(&c, &out, args->out, &data);
+    if (receive)
+        receive->out = data;
+    add_combine_memory(&c);
+    return status == MUSTER_OK ? check_overlaps(&c) : status;
+}

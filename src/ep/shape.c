@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ep/shape.h"
+
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "core/error.h"
+
+enum { MAX_TOKENS = 65536 };
+
+static bool dtype_is(muster_dtype a, muster_dtype b)
+{
+    return a.code == b.code && a.bits == b.bits && a.lanes == b.lanes;
+}
+
+static muster_status check_range(const char *field, int64_t value, int64_t least, int64_t most)
+{
+    if (value >= least && value <= most)
+        return MUSTER_OK;
+    return error_set(MUSTER_ERR_ARGUMENT, "config: %s = %lld, must be %lld to %lld", field, (long long)value,
+                     (long long)least, (long long)most);
+}
+
+static muster_status check_hidden(const muster_ep_config *c)
+{
+    if (!dtype_is(c->dtype, MUSTER_BF16) && !dtype_is(c->dtype, MUSTER_FP32))
+        return error_set(MUSTER_ERR_ARGUMENT, "config: dtype = {%d, %d, %d}, must be MUSTER_BF16 or MUSTER_FP32",
+                         c->dtype.code, c->dtype.bits, c->dtype.lanes);
+    int64_t bytes = (int64_t)c->hidden * (c->dtype.bits / 8);
+    if (c->hidden < 1 || bytes % 16)
+        return error_set(MUSTER_ERR_ARGUMENT,
+                         "config: hidden = %d makes rows of %lld bytes, must be a positive multiple "
+                         "of 16 bytes",
+                         c->hidden, (long long)bytes);
+    return MUSTER_OK;
+}
+
+static muster_status check_payload(const muster_ep_payload *payload, int32_t i)
+{
+    int bits = payload->dtype.bits;
+    if (payload->dtype.lanes != 1 || (bits != 8 && bits != 16 && bits != 32 && bits != 64))
+        return error_set(MUSTER_ERR_ARGUMENT,
+                         "config: payload[%d].dtype has %d lanes of %d bits, must have one of 8, 16, "
+                         "32 or 64",
+                         i, payload->dtype.lanes, bits);
+    if (payload->elements < 1)
+        return error_set(MUSTER_ERR_ARGUMENT, "config: payload[%d].elements = %d, must be at least 1", i,
+                         payload->elements);
+    return MUSTER_OK;
+}
+
+static muster_status check_numbers(const muster_ep_config *c, int32_t ranks)
+{
+    const struct {
+        const char *field;
+        int64_t value, least, most;
+    } rule[] = {
+        {"ranks", ranks, 1, MUSTER_MAX_RANKS},
+        {"max_tokens", c->max_tokens, 1, MAX_TOKENS},
+        {"slots_per_rank", c->slots_per_rank, 1, INT32_MAX / MUSTER_MAX_RANKS},
+        {"topk", c->topk, 1, MUSTER_EP_MAX_TOPK},
+        {"layout", (int64_t)c->layout, MUSTER_EP_EXPERT_MAJOR, MUSTER_EP_RANK_MAJOR},
+        {"combine", (int64_t)c->combine, MUSTER_EP_EXACT, MUSTER_EP_REDUCED},
+        {"quantise", (int64_t)c->quantise, MUSTER_EP_QUANTISE_NONE, MUSTER_EP_QUANTISE_FP8_POW2},
+        {"masked", c->masked, 0, 1},
+        {"load_stats", c->load_stats, 0, 1},
+        {"payload_count", c->payload_count, 0, MUSTER_EP_MAX_PAYLOADS},
+    };
+    for (size_t i = 0; i < sizeof(rule) / sizeof(rule[0]); i++) {
+        muster_status status = check_range(rule[i].field, rule[i].value, rule[i].least, rule[i].most);
+        if (status != MUSTER_OK)
+            return status;
+    }
+    return MUSTER_OK;
+}
+
+muster_status shape_check(const muster_ep_config *config, int32_t ranks)
+{
+    if (!config)
+        return error_set(MUSTER_ERR_ARGUMENT, "config: must not be NULL");
+    if (config->size != sizeof(*config))
+        return error_set(MUSTER_ERR_ARGUMENT, "config: size = %zu, must be %zu; start from MUSTER_EP_CONFIG_INIT",
+                         config->size, sizeof(*config));
+    muster_status status = check_numbers(config, ranks);
+    if (status == MUSTER_OK)
+        status = check_hidden(config);
+    for (int32_t i = 0; status == MUSTER_OK && i < config->payload_count; i++)
+        status = check_payload(&config->payload[i], i);
+    if (status == MUSTER_OK && config->layout == MUSTER_EP_RANK_MAJOR && config->combine == MUSTER_EP_EXACT)
+        status = error_set(MUSTER_ERR_ARGUMENT, "config: combine = MUSTER_EP_EXACT needs layout = "
+                                                "MUSTER_EP_EXPERT_MAJOR: rank-major rows are sums already");
+    return status;
+}
+
+/* Takes `bytes`; everything begins on a cache line, so that no line has two writers. */
+static uint64_t take(uint64_t *next, uint64_t bytes)
+{
+    uint64_t offset = *next;
+    *next += (bytes + SHAPE_ALIGNMENT - 1) / SHAPE_ALIGNMENT * SHAPE_ALIGNMENT;
+    return offset;
+}
+
+static void add_array(struct exchange_shape *shape, uint64_t *next, size_t row_bytes)
+{
+    uint64_t rows = (uint64_t)shape->ranks * (uint64_t)shape->tokens;
+    shape->array[shape->arrays++] = (struct exchange_array){take(next, rows * row_bytes), row_bytes};
+}
+
+static void make_arrays(const muster_ep_config *config, struct exchange_shape *shape, uint64_t *next)
+{
+    size_t hidden = (size_t)config->hidden;
+    add_array(shape, next, config->quantise ? hidden : shape->result_bytes);
+    if (config->quantise)
+        add_array(shape, next, (hidden + MUSTER_EP_FP8_GROUP - 1) / MUSTER_EP_FP8_GROUP * sizeof(float));
+    for (int32_t i = 0; i < config->payload_count; i++)
+        add_array(shape, next, (size_t)config->payload[i].elements * (config->payload[i].dtype.bits / 8u));
+}
+
+/* Nothing here depends on how many tokens a step has: a slow rank of one step and a fast one of the next agree. */
+static void make_offsets(const muster_ep_config *config, uint64_t begin, struct exchange_shape *shape)
+{
+    uint64_t next = begin, ranks = (uint64_t)shape->ranks, rows = ranks * (uint64_t)shape->tokens;
+    uint64_t routes = (uint64_t)shape->tokens * (uint64_t)shape->topk;
+    shape->begin = begin;
+    shape->dispatch_line = take(&next, ranks * sizeof(struct exchange_line));
+    shape->combine_line = take(&next, ranks * sizeof(struct exchange_line));
+    shape->loads = take(&next, shape->load_stats ? ranks * ranks * (uint64_t)shape->slots * sizeof(int32_t) : 0);
+    shape->row_token = take(&next, rows * sizeof(int32_t));
+    shape->row_slot = take(&next, ranks * routes * sizeof(int32_t));
+    shape->row_weight = take(&next, ranks * routes * sizeof(float));
+    make_arrays(config, shape, &next);
+    shape->results = take(&next, shape->exact ? 0 : rows * shape->result_bytes);
+    shape->home = take(&next, shape->exact ? routes * shape->result_bytes : 0);
+    shape->end = next;
+}
+
+void shape_make(const muster_ep_config *config, int32_t ranks, uint64_t begin, struct exchange_shape *shape)
+{
+    *shape = (struct exchange_shape){
+        .ranks = ranks,
+        .slots = config->slots_per_rank,
+        .tokens = config->max_tokens,
+        .topk = config->topk,
+        .hidden = config->hidden,
+        .expert_major = config->layout == MUSTER_EP_EXPERT_MAJOR,
+        .exact = config->combine == MUSTER_EP_EXACT,
+        .masked = config->masked != 0,
+        .load_stats = config->load_stats != 0,
+        .fp32 = dtype_is(config->dtype, MUSTER_FP32),
+        .quantise = config->quantise,
+        .result_bytes = (size_t)config->hidden * (config->dtype.bits / 8u),
+    };
+    make_offsets(config, begin, shape);
+}
+
+int shape_payload(const struct exchange_shape *shape, int payload)
+{
+    return payload + (shape->quantise ? 2 : 1);
+}
+
+/* ------------------------------------------------------------------------------------------------------- comparison */
+
+struct text {
+    char *at;
+    size_t left;
+};
+
+__attribute__((format(printf, 2, 3))) static void text_add(struct text *text, const char *format, ...)
+{
+    va_list list;
+    va_start(list, format);
+    int length = vsnprintf(text->at, text->left, format, list);
+    va_end(list);
+    size_t used = length < 0 ? 0 : (size_t)length;
+    used = used < text->left ? used : text->left - 1;
+    text->at += used;
+    text->left -= used;
+}
+
+/* Names are for people: what would break a line of the comparison becomes '?'. */
+static void text_add_name(struct text *text, const char *name)
+{
+    for (int i = 0; name && name[i] && i < SHAPE_NAME_BYTES; i++)
+        text_add(text, "%c", name[i] > ' ' && name[i] < 127 && name[i] != '=' ? name[i] : '?');
+}
+
+static void text_add_payload(struct text *text, const muster_ep_payload *payload, int32_t i)
+{
+    text_add(text, "payload%d.name=", i);
+    text_add_name(text, payload->name);
+    text_add(text, "\npayload%d.elements=%d\npayload%d.dtype=%d/%d\n", i, payload->elements, i, payload->dtype.code,
+             payload->dtype.bits);
+}
+
+void shape_fields(const muster_ep_config *config, char out[SHAPE_FIELDS_BYTES])
+{
+    struct text text = {out, SHAPE_FIELDS_BYTES};
+    text_add(&text, "hidden=%d\ndtype=%d/%d\nmax_tokens=%d\nslots_per_rank=%d\ntopk=%d\nlayout=%d\ncombine=%d\n",
+             config->hidden, config->dtype.code, config->dtype.bits, config->max_tokens, config->slots_per_rank,
+             config->topk, (int)config->layout, (int)config->combine);
+    text_add(&text, "quantise=%d\nmasked=%d\nload_stats=%d\npayload_count=%d\n", (int)config->quantise, config->masked,
+             config->load_stats, config->payload_count);
+    for (int32_t i = 0; i < config->payload_count; i++)
+        text_add_payload(&text, &config->payload[i], i);
+}

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * First half of combine. Reduced: this rank weights and adds its experts' rows for each token it was sent and leaves the
+ * sums in its own region, where the tokens' home ranks read them. Exact: every expert's row is pushed home.
+ */
+#include "kernels/cpu/exchange.h"
+#include "kernels/cpu/memory.h"
+#include "kernels/cpu/wait.h"
+
+struct returning {
+    struct cpu_exchange *x;
+    const struct kernel_step *step;
+    const struct combine_send_args *args;
+    bool first_row_sent; /* of another rank's rows */
+};
+
+/* After the first row that belongs to another rank. */
+static void row_sent(struct returning *r, int rank)
+{
+    if (r->first_row_sent || rank == r->step->rank)
+        return;
+    r->first_row_sent = true;
+    fault_here(FAULT_COMBINE_ROW);
+}
+
+static unsigned char *result_row(const struct returning *r, int rank, int32_t j)
+{
+    const struct exchange_shape *shape = &r->x->shape;
+    return exchange_at(r->step, r->step->rank, shape->results) + exchange_row(shape, rank, j) * shape->result_bytes;
+}
+
+/* ------------------------------------------------------------------------------------------------------- rank-major */
+
+static void copy_results(struct returning *r, int rank)
+{
+    const struct row_input *results = &r->args->results;
+    if (!results->data)
+        return;
+    size_t bytes = r->x->shape.result_bytes;
+    const unsigned char *from = results->data + (size_t)rank * r->args->block_stride;
+    int32_t rows = r->x->received.rows[rank], j = 0;
+    if (rows > 0 && (!r->first_row_sent || results->stride != bytes)) {
+        remote_copy(result_row(r, rank, 0), from, bytes);
+        row_sent(r, rank);
+        j = 1;
+    }
+    if (results->stride == bytes && j < rows)
+        remote_copy(result_row(r, rank, j), from + (size_t)j * bytes, (size_t)(rows - j) * bytes);
+    for (; results->stride != bytes && j < rows; j++)
+        remote_copy(result_row(r, rank, j), from + (size_t)j * results->stride, bytes);
+}
+
+/* ----------------------------------------------------------------------------------------------------- expert-major */
+
+/* Walks a source's rows in the order in which dispatch laid them out. */
+static void cursor_set(const struct cpu_exchange *x, int rank)
+{
+    size_t ranks = (size_t)x->shape.ranks;
+    for (int32_t s = 0; s < x->shape.slots; s++)
+        x->received.cursor[s] = x->received.begin[(size_t)s * ranks + (size_t)rank];
+}
+
+static const void *expert_row(const struct returning *r, int32_t slot)
+{
+    size_t row = (size_t)r->x->received.cursor[slot]++;
+    return r->args->results.data + (size_t)slot * r->args->block_stride + row * r->args->results.stride;
+}
+
+static void reduce_row(const struct returning *r, int rank, int32_t j)
+{
+    const struct exchange_shape *shape = &r->x->shape;
+    size_t route = (size_t)(r->x->received.first[rank] + j) * (size_t)shape->topk;
+    struct rows_sum sum = {.count = 0};
+    for (size_t k = route; k < route + (size_t)shape->topk; k++) {
+        int32_t slot = r->x->received.slot[k];
+        if (slot < 0)
+            continue;
+        sum.weight[sum.count] = r->x->received.weight[k];
+        sum.row[sum.count++] = expert_row(r, slot);
+    }
+    unsigned char *to = result_row(r, rank, j);
+    void *row = remote_open(to, r->x->scratch);
+    r->x->rows->add(&sum, shape->fp32, (size_t)shape->hidden, row);
+    remote_close(to, row, shape->result_bytes);
+}
+
+static void push_row(const struct returning *r, int rank, int32_t j)
+{
+    const struct exchange_shape *shape = &r->x->shape;
+    size_t topk = (size_t)shape->topk, row = (size_t)(r->x->received.first[rank] + j);
+    size_t token = (size_t)r->x->received.token[row];
+    const int32_t *slot = r->x->received.slot + row * topk;
+    unsigned char *home = exchange_at(r->step, rank, shape->home) + token * topk * shape->result_bytes;
+    for (size_t k = 0; k < topk; k++)
+        if (slot[k] >= 0)
+            remote_copy(home + k * shape->result_bytes, expert_row(r, slot[k]), shape->result_bytes);
+}
+
+static void return_rows(struct returning *r, int rank)
+{
+    cursor_set(r->x, rank);
+    for (int32_t j = 0; j < r->x->received.rows[rank]; j++) {
+        if (r->x->shape.exact)
+            push_row(r, rank, j);
+        else
+            reduce_row(r, rank, j);
+        row_sent(r, rank);
+    }
+}
+
+/* False if the epoch ended meanwhile. */
+static bool return_all_rows(struct returning *r, const struct exchange_order *order)
+{
+    for (int i = 0; i < order->count; i++) {
+        if (i > 0 && !wait_epoch_lives(r->step, MUSTER_PHASE_COMBINE))
+            return false;
+        if (r->x->shape.expert_major)
+            return_rows(r, order->rank[i]);
+        else
+            copy_results(r, order->rank[i]);
+    }
+    if (!r->first_row_sent)
+        fault_here(FAULT_COMBINE_ROW);
+    return true;
+}
+
+/*
+ * Credit (X4, X5). Reduced: the sums stored here overwrite those of the pair before in this rank's own region, which
+ * their home ranks load in that pair's combine. Exact: the rows pushed here overwrite those that their home ranks load
+ * there. Either way a home rank is done with them before it raises the flag of the dispatch that came after, and this
+ * rank has read that flag from every active rank, itself included, before dispatch's receive half returned: it waits for
+ * all of them, rows or none. (A caller that writes its results in place does so after that return, too.)
+ */
+void combine_send(void *exchange, const struct kernel_step *step, const struct combine_send_args *args)
+{
+    struct cpu_exchange *x = exchange;
+    struct returning r = {x, step, args, false};
+    struct exchange_order order;
+    fault_here(FAULT_COMBINE_ENTRY);
+    exchange_order(step, &order);
+    if (!return_all_rows(&r, &order))
+        return;
+    fault_here(FAULT_COMBINE_BEFORE_FLAG);
+    exchange_raise(step, &order, x->shape.combine_line, args->stamp, FAULT_COMBINE_BETWEEN_FLAGS);
+    fault_here(FAULT_COMBINE_SENT);
+}

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+/* Number formats, bit for bit: bf16 and fp8 e4m3fn from and to fp32. Round to nearest even; no table. */
+#ifndef CPU_NUMBER_H
+#define CPU_NUMBER_H
+
+#include <stdint.h>
+#include <string.h>
+
+static inline uint32_t number_bits(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof(bits));
+    return bits;
+}
+
+static inline float number_from_bits(uint32_t bits)
+{
+    float value;
+    memcpy(&value, &bits, sizeof(value));
+    return value;
+}
+
+static inline float number_from_bf16(uint16_t half)
+{
+    return number_from_bits((uint32_t)half << 16);
+}
+
+static inline uint16_t number_to_bf16(float value)
+{
+    uint32_t bits = number_bits(value);
+    /* Just under half of the last kept place, plus that place's own bit, carries exactly when nearest-even rounds up. */
+    uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    uint32_t nan = bits >> 16 | 0x40; /* rounding could carry a NaN into infinity; stay quiet and a NaN */
+    return (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? nan : rounded);
+}
+
+/* e4m3fn has no infinity: what is too large saturates at +-448, only NaN becomes NaN. */
+static inline uint8_t number_to_e4m3(float value)
+{
+    uint32_t bits = number_bits(value);
+    uint32_t sign = bits >> 24 & 0x80;
+    uint32_t size = bits & 0x7fffffff;
+    /* Subnormal results are multiples of 2^-9, the last place of any fp32 near 2^14: adding that does the rounding. */
+    uint32_t small = number_bits(number_from_bits(size) + 16384.0f) & 0xff;
+    /* Otherwise keep three bits of the fraction, and move the exponent's bias from 127 to 7. */
+    uint32_t normal = ((size + 0x7ffff + (size >> 20 & 1)) >> 20) - (120u << 3);
+    uint32_t code = size < 0x3c800000 /* 2^-6 */ ? small : normal;
+    code = size >= 0x43e00000 /* 448 */ ? 0x7e : code;
+    code = size > 0x7f800000 ? 0x7f : code;
+    return (uint8_t)(sign | (code & 0x7f));
+}
+
+/* The smallest power of two that is >= a positive normal number. */
+static inline float number_power_of_two_above(float value)
+{
+    return number_from_bits((number_bits(value) + 0x7fffff) & 0xff800000);
+}
+
+#endif

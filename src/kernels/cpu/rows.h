@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+/* Arithmetic on rows of hidden states. */
+#ifndef CPU_ROWS_H
+#define CPU_ROWS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "muster/ep.h"
+
+/* Rows to add up, in this order. */
+struct rows_sum {
+    int32_t count;
+    const void *row[MUSTER_EP_MAX_TOPK];
+    float weight[MUSTER_EP_MAX_TOPK];
+};
+
+/* The arithmetic, in one build. `elements` makes a multiple of 16 bytes. */
+struct rows_arithmetic {
+    /*
+     * out = (((+0 + weight[0] * row[0]) + weight[1] * row[1]) + ...), each product and each sum rounded to fp32 on its
+     * own, the end rounded once to the type of the rows. No rows: zeros.
+     */
+    void (*add)(const struct rows_sum *sum, bool fp32, size_t elements, void *out);
+    /* Codes and scales of one row, a scale per group of MUSTER_EP_FP8_GROUP elements. */
+    void (*quantise)(const void *row, bool fp32, size_t elements, bool power_of_two, uint8_t *codes, float *scales);
+};
+
+/* For any processor, and the fastest for this one: the same bits. */
+const struct rows_arithmetic *rows_plain(void);
+const struct rows_arithmetic *rows_best(void);
+
+#endif
