@@ -1,0 +1,331 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lib/cluster.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "control/store_server.h"
+#include "core/clock.h"
+
+enum { DEFAULT_OPERATION_US = 5000000, DEFAULT_STEP_US = 10000000, DEFAULT_START_US = 20000000, DEFAULT_LIMIT_S = 40 };
+
+struct cluster_thread {
+    struct cluster_rank rank;
+    cluster_function *function;
+    pthread_t thread;
+    jmp_buf leave;
+    int line; /* our own duplicate of the connection, to cut it; -1: none */
+    char store[32];
+    _Atomic(const char *) place;
+};
+
+struct cluster {
+    struct cluster_options options;
+    struct store_server *server;
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    int taking_part; /* ranks whose function runs */
+    int waiting; /* of them, in the barrier */
+    int ended; /* threads that have ended altogether */
+    uint64_t round; /* of the barrier */
+    bool failed;
+    char why[1024];
+    struct cluster_thread thread[MUSTER_MAX_RANKS];
+};
+
+static _Thread_local struct cluster_thread *current;
+
+static uint64_t or_default(uint64_t value, uint64_t initial)
+{
+    return value ? value : initial;
+}
+
+void cluster_at(const char *place)
+{
+    if (current)
+        atomic_store(&current->place, place);
+}
+
+static void cluster_fail(struct cluster *c, const char *text)
+{
+    pthread_mutex_lock(&c->lock);
+    if (!c->failed)
+        snprintf(c->why, sizeof(c->why), "%s", text);
+    c->failed = true;
+    pthread_mutex_unlock(&c->lock);
+}
+
+void expect(bool holds, const char *format, ...)
+{
+    if (holds)
+        return;
+    char text[900], line[1024];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof(text), format, arguments);
+    va_end(arguments);
+    if (!current) {
+        fprintf(stderr, "%s\n", text);
+        abort();
+    }
+    snprintf(line, sizeof(line), "rank %d, at %s: %s", current->rank.rank, atomic_load(&current->place), text);
+    cluster_fail(current->rank.cluster, line);
+    longjmp(current->leave, 1);
+}
+
+void expect_status(muster_status got, muster_status want, const char *what)
+{
+    expect(got == want, "%s gave %s instead of %s; last error: %s", what, muster_status_name(got),
+           muster_status_name(want), muster_last_error());
+}
+
+void cluster_sleep_ms(int ms)
+{
+    struct timespec rest = {ms / 1000, (long)(ms % 1000) * 1000000};
+    while (nanosleep(&rest, &rest) != 0 && errno == EINTR)
+        ;
+}
+
+muster_group_config cluster_config(struct cluster_rank *self)
+{
+    const struct cluster_options *o = &self->cluster->options;
+    muster_group_config config = MUSTER_GROUP_CONFIG_INIT;
+    config.rank = self->rank;
+    config.ranks = o->ranks;
+    config.min_ranks = o->min_ranks ? o->min_ranks : 1;
+    config.memory_bytes = o->memory_bytes;
+    config.operation_timeout_us = or_default(o->operation_timeout_us, DEFAULT_OPERATION_US);
+    config.step_timeout_us = or_default(o->step_timeout_us, DEFAULT_STEP_US);
+    config.start_timeout_us = or_default(o->start_timeout_us, DEFAULT_START_US);
+    config.manual_ready = o->manual_ready;
+    config.on_wait = o->on_wait;
+    config.context = self;
+    return config;
+}
+
+muster_status cluster_join(struct cluster_rank *self, const muster_group_config *config)
+{
+    struct cluster_thread *t = &self->cluster->thread[self->rank];
+    muster_group_config mine = *config;
+    int fd = store_server_connect(self->cluster->server);
+    expect(fd >= 0, "store_server_connect: %s", strerror(errno));
+    t->line = dup(fd);
+    snprintf(t->store, sizeof(t->store), "fd:%d", fd);
+    mine.store = t->store;
+    muster_status status = muster_group_create(&mine, &self->group);
+    muster_view view;
+    if (status == MUSTER_OK && muster_group_view(self->group, &view) == MUSTER_OK)
+        self->incarnation = view.incarnation[self->rank];
+    return status;
+}
+
+/* Called with the lock held, whenever somebody arrives at the barrier or stops taking part. */
+static void barrier_settle(struct cluster *c)
+{
+    if (c->waiting < c->taking_part)
+        return;
+    c->waiting = 0;
+    c->round++;
+    pthread_cond_broadcast(&c->changed);
+}
+
+void cluster_barrier(struct cluster_rank *self)
+{
+    struct cluster *c = self->cluster;
+    pthread_mutex_lock(&c->lock);
+    uint64_t round = c->round;
+    c->waiting++;
+    barrier_settle(c);
+    while (c->round == round)
+        pthread_cond_wait(&c->changed, &c->lock); /* the time limit is cluster_run()'s */
+    pthread_mutex_unlock(&c->lock);
+}
+
+static void cluster_drop_out(struct cluster *c)
+{
+    pthread_mutex_lock(&c->lock);
+    c->taking_part--;
+    barrier_settle(c);
+    pthread_cond_broadcast(&c->changed);
+    pthread_mutex_unlock(&c->lock);
+}
+
+static void line_cut(struct cluster_thread *t)
+{
+    if (t->line < 0)
+        return;
+    shutdown(t->line, SHUT_RDWR);
+    close(t->line);
+    t->line = -1;
+}
+
+void cluster_fence(struct cluster *cluster, int rank, uint32_t incarnation)
+{
+    store_server_fence(cluster->server, rank, incarnation);
+}
+
+void cluster_die(struct cluster_rank *self)
+{
+    struct cluster_thread *t = &self->cluster->thread[self->rank];
+    line_cut(t);
+    cluster_fence(self->cluster, self->rank, self->incarnation);
+    longjmp(t->leave, 1);
+}
+
+void cluster_part(struct cluster_rank *self)
+{
+    struct cluster_thread *t = &self->cluster->thread[self->rank];
+    muster_group_destroy(self->group);
+    self->group = NULL;
+    if (t->line >= 0)
+        close(t->line);
+    t->line = -1;
+}
+
+muster_verdict cluster_verdict(struct cluster_rank *self)
+{
+    muster_verdict verdict;
+    expect_status(muster_step_verdict(self->group, &verdict), MUSTER_OK, "muster_step_verdict");
+    return verdict;
+}
+
+muster_view cluster_await_view(struct cluster_rank *self, int active, uint32_t after)
+{
+    muster_view view = {0};
+    cluster_at("waiting for a view");
+    for (uint64_t end = clock_ns() + UINT64_C(8000000000); clock_ns() < end; cluster_sleep_ms(1)) {
+        muster_status status = muster_group_wait_ready(self->group, 100000);
+        expect(status == MUSTER_OK || status == MUSTER_ERR_AGAIN, "wait_ready: %s", muster_last_error());
+        expect_status(muster_group_view(self->group, &view), MUSTER_OK, "muster_group_view");
+        if (view.ready && view.active == active && view.epoch > after)
+            return view;
+    }
+    expect(false, "no ready view of %d ranks after epoch %u: epoch %u, %d active, ready %d", active, after, view.epoch,
+           view.active, view.ready);
+    return view;
+}
+
+static void rank_run(struct cluster_thread *t)
+{
+    if (!t->rank.cluster->options.no_groups) {
+        muster_group_config config = cluster_config(&t->rank);
+        cluster_at("muster_group_create");
+        expect_status(cluster_join(&t->rank, &config), MUSTER_OK, "muster_group_create");
+    }
+    cluster_at("its function");
+    t->function(&t->rank);
+}
+
+/* Nobody leaves while another still works: leaving ends the epoch. A failure releases everybody. */
+static void rank_await_others(struct cluster *c)
+{
+    pthread_mutex_lock(&c->lock);
+    while (c->taking_part > 0 && !c->failed)
+        pthread_cond_wait(&c->changed, &c->lock);
+    pthread_mutex_unlock(&c->lock);
+}
+
+static void *rank_main(void *argument)
+{
+    struct cluster_thread *t = argument;
+    struct cluster *c = t->rank.cluster;
+    current = t;
+    if (setjmp(t->leave) == 0)
+        rank_run(t);
+    cluster_drop_out(c);
+    cluster_at("waiting for the others to end");
+    rank_await_others(c);
+    cluster_at("muster_group_destroy");
+    muster_group_destroy(t->rank.group);
+    if (t->line >= 0)
+        close(t->line);
+    cluster_at("its end");
+    pthread_mutex_lock(&c->lock);
+    c->ended++;
+    pthread_cond_broadcast(&c->changed);
+    pthread_mutex_unlock(&c->lock);
+    return NULL;
+}
+
+/* A thread that hangs cannot be ended, so the whole program is. */
+static void cluster_hung(struct cluster *c)
+{
+    fprintf(stderr, "cluster: time limit reached; %s\n", c->failed ? c->why : "nothing had failed before");
+    for (int r = 0; r < c->options.ranks; r++)
+        fprintf(stderr, "cluster: rank %d is at: %s\n", r, atomic_load(&c->thread[r].place));
+    fflush(NULL);
+    _exit(1);
+}
+
+static void cluster_await(struct cluster *c)
+{
+    struct timespec end;
+    clock_gettime(CLOCK_REALTIME, &end);
+    end.tv_sec += c->options.limit_s ? c->options.limit_s : DEFAULT_LIMIT_S;
+    pthread_mutex_lock(&c->lock);
+    while (c->ended < c->options.ranks)
+        if (pthread_cond_timedwait(&c->changed, &c->lock, &end) == ETIMEDOUT)
+            cluster_hung(c);
+    pthread_mutex_unlock(&c->lock);
+    for (int r = 0; r < c->options.ranks; r++)
+        pthread_join(c->thread[r].thread, NULL);
+}
+
+static void cluster_start(struct cluster *c, cluster_function *function, void *context)
+{
+    c->taking_part = c->options.ranks;
+    for (int r = 0; r < c->options.ranks; r++) {
+        struct cluster_thread *t = &c->thread[r];
+        t->rank = (struct cluster_rank){.cluster = c, .rank = r, .context = context};
+        t->function = function;
+        t->line = -1;
+        atomic_store(&t->place, "its start");
+    }
+    for (int r = 0; r < c->options.ranks; r++)
+        if (pthread_create(&c->thread[r].thread, NULL, rank_main, &c->thread[r]) != 0) {
+            fprintf(stderr, "cluster: cannot start the thread of rank %d\n", r);
+            abort();
+        }
+}
+
+static struct store_server *cluster_store(const struct cluster_options *options)
+{
+    struct store_server_config config = {.ranks = options->ranks, .lease_us = 30000000, .inject_fences = 1};
+    struct store_server *server = NULL;
+    if (store_server_create(&config, &server) != MUSTER_OK || store_server_start_thread(server) != MUSTER_OK) {
+        fprintf(stderr, "cluster: no store: %s\n", muster_last_error());
+        abort();
+    }
+    return server;
+}
+
+bool cluster_run(const struct cluster_options *options, cluster_function *function, void *context)
+{
+    struct cluster *c = calloc(1, sizeof(*c));
+    if (!c)
+        abort();
+    setenv("MUSTER_LOG", "error", 0);
+    c->options = *options;
+    c->server = cluster_store(options);
+    pthread_mutex_init(&c->lock, NULL);
+    pthread_cond_init(&c->changed, NULL);
+    cluster_start(c, function, context);
+    cluster_await(c);
+    store_server_destroy(c->server);
+    bool failed = c->failed;
+    if (failed)
+        fprintf(stderr, "cluster of %d: %s\n", options->ranks, c->why);
+    pthread_cond_destroy(&c->changed);
+    pthread_mutex_destroy(&c->lock);
+    free(c);
+    return !failed;
+}

@@ -1,0 +1,437 @@
+// SPDX-License-Identifier: Apache-2.0
+/* Creation: configurations that are wrong, that differ between ranks, or that need more memory than there is. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/mask.h"
+#include "lib/rounds.h"
+
+static const struct exchange_case base = {.name = "base",
+                                          .hidden = 16,
+                                          .max_tokens = 4,
+                                          .slots = 2,
+                                          .topk = 2,
+                                          .payloads = 1,
+                                          .payload = {{3, {MUSTER_TYPE_INT, 32, 1}}}};
+
+typedef void change_function(muster_ep_config *config);
+
+struct change {
+    change_function *change;
+    const char *field; /* that the message must name */
+    const char *limit; /* that it must say */
+};
+
+static void change_size(muster_ep_config *c)
+{
+    c->size = sizeof(*c) - 4;
+}
+static void change_hidden_zero(muster_ep_config *c)
+{
+    c->hidden = 0;
+}
+static void change_hidden_ragged(muster_ep_config *c)
+{
+    c->hidden = 9;
+}
+static void change_dtype_int(muster_ep_config *c)
+{
+    c->dtype = MUSTER_INT32;
+}
+static void change_dtype_lanes(muster_ep_config *c)
+{
+    c->dtype.lanes = 2;
+}
+static void change_tokens_zero(muster_ep_config *c)
+{
+    c->max_tokens = 0;
+}
+static void change_tokens_many(muster_ep_config *c)
+{
+    c->max_tokens = 65537;
+}
+static void change_slots_zero(muster_ep_config *c)
+{
+    c->slots_per_rank = 0;
+}
+static void change_topk_zero(muster_ep_config *c)
+{
+    c->topk = 0;
+}
+static void change_topk_many(muster_ep_config *c)
+{
+    c->topk = 33;
+}
+static void change_layout(muster_ep_config *c)
+{
+    c->layout = (muster_ep_layout)2;
+}
+static void change_combine(muster_ep_config *c)
+{
+    c->combine = (muster_ep_combine_mode)2;
+}
+static void change_rank_major_exact(muster_ep_config *c)
+{
+    c->layout = MUSTER_EP_RANK_MAJOR;
+}
+static void change_quantise(muster_ep_config *c)
+{
+    c->quantise = (muster_ep_quantise)3;
+}
+static void change_payloads_many(muster_ep_config *c)
+{
+    c->payload_count = 8;
+}
+static void change_payloads_negative(muster_ep_config *c)
+{
+    c->payload_count = -1;
+}
+static void change_payload_empty(muster_ep_config *c)
+{
+    c->payload[0].elements = 0;
+}
+static void change_payload_bits(muster_ep_config *c)
+{
+    c->payload[0].dtype.bits = 4;
+}
+static void change_payload_wide(muster_ep_config *c)
+{
+    c->payload[0].dtype.bits = 128;
+}
+static void change_payload_lanes(muster_ep_config *c)
+{
+    c->payload[0].dtype.lanes = 4;
+}
+
+static const struct change wrong[] = {
+    {change_size, "size", ""},
+    {change_hidden_zero, "hidden", ""},
+    {change_hidden_ragged, "hidden", "16"},
+    {change_dtype_int, "dtype", ""},
+    {change_dtype_lanes, "dtype", ""},
+    {change_tokens_zero, "max_tokens", "65536"},
+    {change_tokens_many, "max_tokens", "65536"},
+    {change_slots_zero, "slots_per_rank", "1"},
+    {change_topk_zero, "topk", "32"},
+    {change_topk_many, "topk", "32"},
+    {change_layout, "layout", ""},
+    {change_combine, "combine", ""},
+    {change_rank_major_exact, "combine", ""},
+    {change_quantise, "quantise", ""},
+    {change_payloads_many, "payload_count", "7"},
+    {change_payloads_negative, "payload_count", "7"},
+    {change_payload_empty, "payload[0]", "1"},
+    {change_payload_bits, "payload[0]", ""},
+    {change_payload_wide, "payload[0]", ""},
+    {change_payload_lanes, "payload[0]", ""},
+};
+
+#define COUNT(table) ((int)(sizeof(table) / sizeof((table)[0])))
+
+static void wrong_configurations_need_no_group(void **state)
+{
+    (void)state;
+    for (int i = 0; i < COUNT(wrong); i++) {
+        muster_ep_config config = case_config(&base);
+        uint64_t bytes = 77;
+        wrong[i].change(&config);
+        assert_int_equal(muster_ep_memory_bytes(&config, 4, &bytes), MUSTER_ERR_ARGUMENT);
+        assert_non_null(strstr(muster_last_error(), wrong[i].field));
+        assert_non_null(strstr(muster_last_error(), wrong[i].limit));
+        assert_int_equal(bytes, 77);
+    }
+    muster_ep_config config = case_config(&base);
+    uint64_t bytes = 77;
+    assert_int_equal(muster_ep_memory_bytes(&config, 0, &bytes), MUSTER_ERR_ARGUMENT);
+    assert_non_null(strstr(muster_last_error(), "ranks"));
+    assert_int_equal(muster_ep_memory_bytes(&config, 129, &bytes), MUSTER_ERR_ARGUMENT);
+    assert_non_null(strstr(muster_last_error(), "128"));
+    assert_int_equal(bytes, 77);
+    assert_int_equal(muster_ep_memory_bytes(&config, 4, NULL), MUSTER_ERR_ARGUMENT);
+    assert_int_equal(muster_ep_memory_bytes(NULL, 4, &bytes), MUSTER_ERR_ARGUMENT);
+}
+
+/* A refused creation leaves the handle alone, is local, and the next creation works. */
+static void refuse_wrong(struct cluster_rank *self)
+{
+    muster_ep *const untouched = (muster_ep *)(void *)self;
+    for (int i = 0; i < COUNT(wrong); i++) {
+        muster_ep_config config = case_config(&base);
+        muster_ep *ep = untouched;
+        wrong[i].change(&config);
+        muster_status status = muster_ep_create(self->group, &config, &ep);
+        expect(status == MUSTER_ERR_ARGUMENT && ep == untouched && strstr(muster_last_error(), wrong[i].field),
+               "wrong %s gave %s: \"%s\"", wrong[i].field, muster_status_name(status), muster_last_error());
+    }
+    muster_ep *ep = rounds_create(self, &base);
+    rounds_exchange(self, ep, self->context);
+    muster_ep_destroy(ep);
+}
+
+static void wrong_configurations_are_refused_locally(void **state)
+{
+    (void)state;
+    struct world *world = world_make(&base, 2, mask_first(2), 1);
+    struct cluster_options options = {.ranks = 2, .memory_bytes = rounds_memory_bytes(&base, 1, 2)};
+    assert_true(cluster_run(&options, refuse_wrong, world));
+    world_free(world);
+}
+
+/* ---- differences between ranks ---- */
+
+static void differ_hidden(muster_ep_config *c)
+{
+    c->hidden = 32;
+}
+static void differ_dtype(muster_ep_config *c)
+{
+    c->dtype = MUSTER_FP32;
+}
+static void differ_tokens(muster_ep_config *c)
+{
+    c->max_tokens = 5;
+}
+static void differ_slots(muster_ep_config *c)
+{
+    c->slots_per_rank = 3;
+}
+static void differ_topk(muster_ep_config *c)
+{
+    c->topk = 1;
+}
+static void differ_combine(muster_ep_config *c)
+{
+    c->combine = MUSTER_EP_REDUCED;
+}
+static void differ_quantise(muster_ep_config *c)
+{
+    c->quantise = MUSTER_EP_QUANTISE_FP8;
+}
+static void differ_masked(muster_ep_config *c)
+{
+    c->masked = 1;
+}
+static void differ_loads(muster_ep_config *c)
+{
+    c->load_stats = 1;
+}
+static void differ_count(muster_ep_config *c)
+{
+    c->payload_count = 0;
+}
+static void differ_elements(muster_ep_config *c)
+{
+    c->payload[0].elements = 4;
+}
+static void differ_payload_type(muster_ep_config *c)
+{
+    c->payload[0].dtype = MUSTER_FP32;
+}
+static void differ_name(muster_ep_config *c)
+{
+    c->payload[0].name = "other";
+}
+
+static void differ_layout(muster_ep_config *c)
+{
+    c->layout = MUSTER_EP_RANK_MAJOR;
+    c->combine = MUSTER_EP_REDUCED;
+}
+
+/* Which field, and the two values that the message must show. */
+static const struct {
+    change_function *change;
+    const char *field, *usual, *other;
+} differences[] = {
+    {differ_hidden, "hidden", "16", "32"},     {differ_dtype, "dtype", "", ""},
+    {differ_tokens, "max_tokens", "4", "5"},   {differ_slots, "slots_per_rank", "2", "3"},
+    {differ_topk, "topk", "2", "1"},           {differ_layout, "layout", "", ""},
+    {differ_combine, "combine", "", ""},       {differ_quantise, "quantise", "", ""},
+    {differ_masked, "masked", "0", "1"},       {differ_loads, "load_stats", "0", "1"},
+    {differ_count, "payload_count", "1", "0"}, {differ_elements, "payload", "3", "4"},
+    {differ_payload_type, "payload", "", ""},  {differ_name, "payload", "extra", "other"},
+};
+
+static void expect_mismatch(muster_status status, const char *field, const char *usual, const char *other)
+{
+    const char *said = muster_last_error();
+    expect(status == MUSTER_ERR_MISMATCH, "a different %s gave %s: \"%s\"", field, muster_status_name(status), said);
+    expect(strstr(said, field) && strstr(said, usual) && strstr(said, other),
+           "a different %s: the error lacks \"%s\", \"%s\" or \"%s\": \"%s\"", field, field, usual, other, said);
+    for (int rank = 0; rank < 3; rank++) {
+        char number[4];
+        snprintf(number, sizeof(number), "%d", rank);
+        expect(strstr(said, number), "a different %s: the error does not name rank %d: \"%s\"", field, rank, said);
+    }
+}
+
+/* All ranks learn of it, not only the one that differs, and afterwards equal configurations work. */
+static void differ_in_turn(struct cluster_rank *self)
+{
+    for (int i = 0; i < COUNT(differences); i++) {
+        muster_ep_config config = case_config(&base);
+        muster_ep *ep = NULL;
+        cluster_at(differences[i].field);
+        if (self->rank == i % 3)
+            differences[i].change(&config);
+        muster_status status = muster_ep_create(self->group, &config, &ep);
+        expect_mismatch(status, differences[i].field, differences[i].usual, differences[i].other);
+        expect(!ep, "a handle came with the error");
+    }
+    muster_ep *ep = rounds_create(self, &base);
+    rounds_exchange(self, ep, self->context);
+    muster_ep_destroy(ep);
+}
+
+static void different_configurations_are_named(void **state)
+{
+    (void)state;
+    struct world *world = world_make(&base, 3, mask_first(3), 1);
+    /* Room for all attempts: what a refused creation took need not come back. */
+    struct cluster_options options = {.ranks = 3, .memory_bytes = 20 * rounds_memory_bytes(&base, 1, 3)};
+    assert_true(cluster_run(&options, differ_in_turn, world));
+    world_free(world);
+}
+
+struct group_difference {
+    const char *field, *usual, *other;
+};
+
+static void differ_group(struct cluster_rank *self)
+{
+    const struct group_difference *difference = self->context;
+    muster_group_config config = cluster_config(self);
+    if (self->rank == 1 && strcmp(difference->field, "min_ranks") == 0)
+        config.min_ranks = 2;
+    if (self->rank == 1 && strcmp(difference->field, "memory_bytes") == 0)
+        config.memory_bytes = 131072;
+    expect_mismatch(cluster_join(self, &config), difference->field, difference->usual, difference->other);
+    expect(!self->group, "a handle came with the error");
+}
+
+static void different_groups_are_named(void **state)
+{
+    (void)state;
+    static const struct group_difference all[] = {{"min_ranks", "1", "2"}, {"memory_bytes", "65536", "131072"}};
+    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
+        struct cluster_options options = {.ranks = 3, .memory_bytes = 65536, .no_groups = 1};
+        assert_true(cluster_run(&options, differ_group, (void *)(uintptr_t)&all[i]));
+    }
+}
+
+/* ---- memory ---- */
+
+static void run_out_of_memory(struct cluster_rank *self)
+{
+    uint64_t bytes = rounds_memory_bytes(&base, 1, 2);
+    char number[32];
+    muster_ep *first = rounds_create(self, &base), *second = NULL;
+    muster_ep_config config = case_config(&base);
+    muster_status status = muster_ep_create(self->group, &config, &second);
+    expect(status == MUSTER_ERR_MEMORY && !second, "a second exchange gave %s", muster_status_name(status));
+    /* Half of the second one's bytes are there, the other half is missing. */
+    snprintf(number, sizeof(number), "%llu", (unsigned long long)(bytes - bytes / 2));
+    expect(strstr(muster_last_error(), number), "the error does not name the %s missing bytes: \"%s\"", number,
+           muster_last_error());
+    rounds_exchange(self, first, self->context);
+    muster_ep_destroy(first);
+}
+
+static void too_little_memory(void **state)
+{
+    (void)state;
+    struct world *world = world_make(&base, 2, mask_first(2), 1);
+    uint64_t bytes = rounds_memory_bytes(&base, 1, 2);
+    struct cluster_options options = {.ranks = 2, .memory_bytes = bytes + bytes / 2};
+    assert_true(cluster_run(&options, run_out_of_memory, world));
+    world_free(world);
+}
+
+/* ---- what muster_group_create refuses by itself ---- */
+
+static void refuse_group(struct cluster_rank *self, muster_group_config config, const char *field)
+{
+    muster_group *const untouched = (muster_group *)(void *)self;
+    self->group = untouched;
+    muster_status status = cluster_join(self, &config);
+    bool same = self->group == untouched;
+    self->group = NULL;
+    bool refused = status == MUSTER_ERR_ARGUMENT || (status == MUSTER_ERR_UNSUPPORTED && config.backend);
+    expect(refused && same && strstr(muster_last_error(), field), "wrong %s gave %s: \"%s\"", field,
+           muster_status_name(status), muster_last_error());
+    cluster_part(self);
+}
+
+static void refuse_groups(struct cluster_rank *self)
+{
+    muster_group_config config = cluster_config(self);
+    config.size = 8;
+    refuse_group(self, config, "MUSTER_GROUP_CONFIG_INIT");
+    config = cluster_config(self);
+    config.rank = 1;
+    refuse_group(self, config, "rank");
+    config = cluster_config(self);
+    config.ranks = MUSTER_MAX_RANKS + 1;
+    refuse_group(self, config, "ranks");
+    config = cluster_config(self);
+    config.min_ranks = 2;
+    refuse_group(self, config, "min_ranks");
+    config = cluster_config(self);
+    config.backend = (muster_backend)9;
+    refuse_group(self, config, "backend");
+    expect_status(muster_group_create(NULL, &self->group), MUSTER_ERR_ARGUMENT, "config NULL");
+    config = cluster_config(self);
+    expect_status(muster_group_create(&config, NULL), MUSTER_ERR_ARGUMENT, "group NULL");
+    config.store = "nonsense";
+    expect_status(muster_group_create(&config, &self->group), MUSTER_ERR_ARGUMENT, "store nonsense");
+    expect(strstr(muster_last_error(), "store"), "the error does not name the store: \"%s\"", muster_last_error());
+    config = cluster_config(self);
+    expect_status(cluster_join(self, &config), MUSTER_OK, "the right configuration");
+}
+
+static void wrong_group_configurations(void **state)
+{
+    (void)state;
+    struct cluster_options options = {.ranks = 1, .memory_bytes = 65536, .no_groups = 1};
+    assert_true(cluster_run(&options, refuse_groups, NULL));
+}
+
+/* A rank that never comes is named when the time to start is up. */
+static void wait_in_vain(struct cluster_rank *self)
+{
+    muster_group_config config = cluster_config(self);
+    config.start_timeout_us = 300000;
+    if (self->rank == 2)
+        return;
+    muster_status status = cluster_join(self, &config);
+    expect(status == MUSTER_ERR_TIMEOUT && strstr(muster_last_error(), "2"), "a missing rank gave %s: \"%s\"",
+           muster_status_name(status), muster_last_error());
+}
+
+static void missing_rank_is_named(void **state)
+{
+    (void)state;
+    struct cluster_options options = {.ranks = 3, .memory_bytes = 65536, .no_groups = 1};
+    assert_true(cluster_run(&options, wait_in_vain, NULL));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(wrong_configurations_need_no_group),
+        cmocka_unit_test(wrong_configurations_are_refused_locally),
+        cmocka_unit_test(different_configurations_are_named),
+        cmocka_unit_test(different_groups_are_named),
+        cmocka_unit_test(too_little_memory),
+        cmocka_unit_test(wrong_group_configurations),
+        cmocka_unit_test(missing_rank_is_named),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

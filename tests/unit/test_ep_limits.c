@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * Near the ends of the numbers: an epoch whose sequence numbers run out is followed by another with the same mask, and a
+ * group whose epochs run out ends with an error. Every good step in between is exact.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "core/mask.h"
+#include "core/stamp.h"
+#include "lib/rounds.h"
+
+static const struct exchange_case c = {
+    .name = "limits", .hidden = 16, .max_tokens = 3, .slots = 2, .topk = 2, .tokens = TOKENS_UNEVEN};
+
+static void set_number(const char *name, uint64_t number)
+{
+    char text[24];
+    snprintf(text, sizeof(text), "%llu", (unsigned long long)number);
+    assert_int_equal(setenv(name, text, 1), 0);
+}
+
+/* One exchange, which a change of epochs may make void; true if it was good. */
+static bool exchange_or_void(struct cluster_rank *self, muster_ep *ep, const struct world *world, uint32_t *epoch)
+{
+    struct party *p = party_open(world, self->rank);
+    muster_status ready = muster_group_wait_ready(self->group, 5000000);
+    expect(ready == MUSTER_OK, "wait_ready: %s", muster_last_error());
+    expect_status(muster_step_begin(self->group, NULL), MUSTER_OK, "step_begin");
+    muster_status status = party_exchange(p, ep);
+    expect_status(muster_step_end(self->group, NULL), MUSTER_OK, "step_end");
+    muster_verdict verdict = cluster_verdict(self);
+    bool good = verdict.status == MUSTER_OK;
+    expect(!good || status == MUSTER_OK, "a good step with an operation that gave %s", muster_status_name(status));
+    expect(!good || party_right(p), "%s", p->why);
+    *epoch = verdict.epoch;
+    party_close(p);
+    return good;
+}
+
+enum { GOOD_STEPS = 24 };
+
+static _Atomic int ranks_done;
+
+/*
+ * The exchange is told to begin every epoch just before the end of its sequence numbers, so epochs follow each other
+ * fast, and still steps get through. Inputs are the same in all steps: after a void step ranks differ in their count.
+ * Ranks that are done keep stepping for the others' sake, until the last one ends everybody's step.
+ */
+static void use_up_epochs(struct cluster_rank *self)
+{
+    muster_ep *ep = rounds_create(self, &c);
+    uint32_t first = cluster_await_view(self, 3, 0).epoch, last = first;
+    for (int good = 0, tries = 0; atomic_load(&ranks_done) < 3; tries++) {
+        expect(tries < 100 * GOOD_STEPS, "%d good steps in %d", good, tries);
+        good += exchange_or_void(self, ep, self->context, &last);
+        if (good == GOOD_STEPS && atomic_fetch_add(&ranks_done, 1) == 2)
+            muster_group_abort(self->group);
+        good += good == GOOD_STEPS; /* counted once */
+    }
+    expect(last > first + 2, "the epoch is only %u after its sequence numbers were used up again and again", last);
+    muster_ep_destroy(ep);
+}
+
+static struct world *limits_world(void)
+{
+    return world_make(&c, 3, mask_first(3), 61);
+}
+
+static void sequence_numbers_run_out(void **state)
+{
+    (void)state;
+    struct world *world = limits_world();
+    struct cluster_options options = {.ranks = 3, .memory_bytes = rounds_memory_bytes(&c, 1, 3)};
+    set_number("MUSTER_FIRST_SEQUENCE", STAMP_MAX_SEQUENCE - STAMP_SEQUENCE_RESERVE - 4);
+    bool good = cluster_run(&options, use_up_epochs, world);
+    unsetenv("MUSTER_FIRST_SEQUENCE");
+    world_free(world);
+    assert_true(good);
+}
+
+/* Ends epochs until there are none left. */
+static void use_up_group(struct cluster_rank *self)
+{
+    muster_ep *ep = rounds_create(self, &c);
+    uint32_t epoch = cluster_await_view(self, 3, 0).epoch;
+    expect(epoch <= STAMP_MAX_EPOCH && epoch >= STAMP_MAX_EPOCH - 4, "the first epoch is %u", epoch);
+    cluster_barrier(self);
+    rounds_exchange(self, ep, self->context);
+    cluster_barrier(self);
+    muster_status status = MUSTER_OK;
+    muster_view view;
+    for (int i = 0; i < 4000 && status == MUSTER_OK; i++) {
+        if (self->rank == 0)
+            muster_group_abort(self->group);
+        cluster_sleep_ms(1);
+        status = muster_group_view(self->group, &view);
+    }
+    expect(status == MUSTER_ERR_EXHAUSTED, "after the last epoch the group says %s", muster_status_name(status));
+    expect_status(muster_step_begin(self->group, NULL), MUSTER_ERR_EXHAUSTED, "step_begin");
+    muster_ep_destroy(ep);
+}
+
+static void epochs_run_out(void **state)
+{
+    (void)state;
+    struct world *world = limits_world();
+    struct cluster_options options = {.ranks = 3, .memory_bytes = rounds_memory_bytes(&c, 1, 3)};
+    set_number("MUSTER_FIRST_EPOCH", STAMP_MAX_EPOCH - 3);
+    bool good = cluster_run(&options, use_up_group, world);
+    unsetenv("MUSTER_FIRST_EPOCH");
+    world_free(world);
+    assert_true(good);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(sequence_numbers_run_out),
+        cmocka_unit_test(epochs_run_out),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
