@@ -1,0 +1,285 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# `muster run` and the sidecar store, with real processes and signals: test_run.sh MUSTER PROGRAMS-FOLDER
+set -u
+muster=$(realpath "$1")
+rank=$(realpath "$2/run_rank")
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+cd "$folder" || exit 1
+export MUSTER_TOOL="$muster"
+tag="run_test_$$"
+failed=0
+
+# launch STATUS OPTIONS...: runs the launcher; output in out and err; the exit status must be STATUS.
+launch() {
+    local wanted=$1 got
+    shift
+    RUN_TEST_TAG=$tag timeout -k 5 60 "$muster" run "$@" >out 2>err
+    got=$?
+    expect "exit status $got, wanted $wanted: run $*" [ "$got" = "$wanted" ]
+    no_leftovers
+}
+
+expect() {
+    local what=$1
+    shift
+    if "$@"; then
+        return
+    fi
+    failed=1
+    echo "FAILED: $what"
+    sed 's/^/    out: /' out | head -n 20
+    sed 's/^/    err: /' err | head -n 20
+}
+
+has() { expect "\"$2\" is not in $1" grep -qF -- "$2" "$1"; }
+has_not() { expect "\"$2\" is in $1" bash -c '! grep -qF -- "$2" "$1"' - "$1" "$2"; }
+count_is() { expect "\"$2\" is not $3 times in $1" [ "$(grep -cF -- "$2" "$1")" = "$3" ]; }
+
+# Processes that carry our tag in their environment.
+tagged() { grep -lz "^RUN_TEST_TAG=$tag\$" /proc/[0-9]*/environ 2>/dev/null; }
+none_tagged() {
+    local i
+    for i in $(seq 50); do
+        [ -z "$(tagged)" ] && return 0
+        sleep 0.1
+    done
+    return 1
+}
+no_leftovers() { expect "processes were left behind: $(tagged)" none_tagged; }
+
+wait_for() { # FILE TEXT
+    local i
+    for i in $(seq 200); do
+        grep -qF -- "$2" "$1" 2>/dev/null && return 0
+        sleep 0.05
+    done
+    expect "\"$2\" did not appear in $1" false
+}
+
+test_prefixes() {
+    launch 0 -n 3 -- sh -c 'echo "one $MUSTER_RANK of $MUSTER_RANKS"; echo two; echo bad >&2'
+    for r in 0 1 2; do
+        has out "[$r] one $r of 3"
+        has out "[$r] two"
+        has err "[$r] bad"
+    done
+    expect "lines: $(wc -l <out)" [ "$(wc -l <out)" = 6 ]
+    launch 0 -n 1 printf 'no end'
+    expect "a line without an end" [ "$(cat out)" = "[0] no end" ]
+    launch 0 -n 2 sh -c 'head -c 10000 /dev/zero | tr "\0" x; echo; seq 20000'
+    expect "long lines" [ "$(grep -c '^\[0\] xxx' out)" = 3 ]
+    expect "bytes of a long line" [ "$(tr -cd x <out | wc -c)" = 20000 ]
+    expect "many lines" [ "$(sed -n 's/^\[1\] \([0-9]*\)$/\1/p' out | sort -n | uniq | wc -l)" = 20000 ]
+    launch 0 -n 2 --no-prefix sh -c 'echo plain'
+    count_is out plain 2
+    has_not out "["
+}
+
+test_environment() {
+    MUSTER_RANK=7 MUSTER_STORE=fd:99 launch 0 -n 2 -- sh -c 'env | grep -c "^MUSTER_RANK="; cat; echo end'
+    has out "[0] 1"
+    has out "[1] end"
+    launch 0 -n 1 echo -n 4 -- --respawn
+    has out "[0] 4 -- --respawn"
+}
+
+test_exit_status() {
+    launch 0 -n 4 true
+    expect "silence" [ ! -s err ]
+    launch 3 -n 4 sh -c '[ $MUSTER_RANK = 2 ] && exit 3; sleep 0.3; exit 0'
+    has err "rank 2"
+    has err "exited with status 3; 3 of 4 ranks go on"
+    launch 4 -n 3 sh -c 'sleep 0.$MUSTER_RANK; exit $((4 + MUSTER_RANK))'
+    launch 0 -n 3 sh -c '[ $MUSTER_RANK = 1 ] && kill -KILL $$; sleep 0.3'
+    has err "was killed by SIGKILL; 2 of 3 ranks go on"
+    launch 6 -n 3 sh -c '[ $MUSTER_RANK = 1 ] && kill -KILL $$; sleep 0.3; exit $((MUSTER_RANK * 3))'
+    launch 137 -n 2 sh -c 'kill -KILL $$'
+    launch 139 -n 1 sh -c 'kill -SEGV $$'
+    launch 127 -n 2 ./there-is-none
+    has err "cannot execute ./there-is-none: No such file or directory"
+    : >not-executable
+    launch 126 -n 1 ./not-executable
+}
+
+test_usage() {
+    launch 2 true
+    launch 2 -n 2
+    launch 2 -n 0 true
+    launch 2 -n 129 true
+    has err "must be a number from 1 to 128"
+    launch 2 -n 2 --min-ranks 3 true
+    launch 2 -n x true
+    launch 2 -n 2 --no-such-option true
+    launch 0 --help
+    has out "Exit status"
+}
+
+test_min_ranks() {
+    launch 1 -n 4 --min-ranks 3 sh -c '[ $MUSTER_RANK -lt 2 ] && kill -KILL $$; exec sleep 60'
+    has err "2 of 4 ranks are left, fewer than --min-ranks 3"
+    launch 0 -n 4 --min-ranks 3 sh -c '[ $MUSTER_RANK = 3 ] && kill -KILL $$; sleep 0.3'
+}
+
+test_respawn() {
+    launch 0 -n 3 --respawn sh -c '[ $MUSTER_RANK = 1 ] && mkdir once 2>/dev/null && { "$0" 0; kill -KILL $$; }; exec "$0" 300' "$rank"
+    has err "rank 1"
+    has err "it is started again"
+    has out "[1] rank 1 of 3 arrived, incarnation 1"
+    has out "[1] rank 1 of 3 arrived, incarnation 2"
+    has out "[0] rank 0 of 3 arrived, incarnation 1"
+    launch 9 -n 2 --respawn=3 sh -c '[ $MUSTER_RANK = 0 ] && { echo try; exit 9; }; exec sleep 2'
+    count_is out "[0] try" 4
+    launch 127 -n 1 --respawn ./there-is-none
+    count_is err "cannot execute" 1
+    # Nobody is started again once a rank has finished.
+    launch 0 -n 2 --respawn sh -c '[ $MUSTER_RANK = 0 ] && exit 0; sleep 0.5; echo try; kill -KILL $$'
+    count_is out "[1] try" 1
+}
+
+# The next program over the same connection is a new incarnation, so a wrapper script may start several.
+test_wrapper() {
+    launch 0 -n 2 sh -c '"$0" 0; "$0" 100; "$0" 0 && true' "$rank"
+    for r in 0 1; do
+        for incarnation in 1 2 3; do
+            has out "[$r] rank $r of 2 arrived, incarnation $incarnation"
+        done
+    done
+}
+
+test_start_timeout() {
+    launch 1 -n 3 --start-timeout 1 sh -c '[ $MUSTER_RANK = 1 ] && exec sleep 60; exec "$0" 60000' "$rank"
+    has err "rank 1 (process"
+    has err "did not arrive within 1 s"
+    has_not err "rank 0"
+    has_not err "rank 2"
+    launch 0 -n 2 --start-timeout 1 "$rank" 2000
+    launch 0 -n 1 --start-timeout 0 sleep 1.5
+    MUSTER_START_TIMEOUT_US=500000 launch 1 -n 1 sleep 60
+    # Started again, and never arriving: that process is killed, the others go on.
+    launch 0 -n 2 --start-timeout 1 --respawn=1 sh -c \
+        '[ $MUSTER_RANK = 0 ] && exec "$0" 3000; mkdir late 2>/dev/null && { "$0" 0; kill -KILL $$; }; exec sleep 60' "$rank"
+    has err "started again, did not arrive: killed"
+}
+
+# interrupted STATUS SIGNAL OPTIONS...: sends the signal once the ranks say "up".
+interrupted() {
+    local wanted=$1 signal=$2 pid got
+    shift 2
+    : >out
+    RUN_TEST_TAG=$tag "$muster" run "$@" >out 2>err &
+    pid=$!
+    wait_for out "[1] up"
+    kill -"$signal" "$pid"
+    [ -n "${again:-}" ] && { sleep 0.3; kill -"$signal" "$pid"; }
+    wait "$pid"
+    got=$?
+    expect "exit status $got after SIG$signal, wanted $wanted" [ "$got" = "$wanted" ]
+    no_leftovers
+}
+
+test_signals() {
+    local start
+    interrupted 130 INT -n 2 bash -c 'trap "echo caught; exit 0" INT; echo up; while :; do sleep 0.1; done'
+    has out "[0] caught"
+    has out "[1] caught"
+    interrupted 143 TERM -n 2 sh -c 'echo up; exec sleep 60'
+    interrupted 129 HUP -n 2 sh -c 'echo up; exec sleep 60'
+    start=$SECONDS
+    interrupted 143 TERM -n 2 --grace 1 bash -c 'trap "" TERM; echo up; while :; do sleep 0.1; done'
+    expect "the grace: $((SECONDS - start)) s" [ $((SECONDS - start)) -le 4 ]
+    start=$SECONDS
+    again=1 interrupted 143 TERM -n 2 --grace 60 bash -c 'trap "" TERM; echo up; while :; do sleep 0.1; done'
+    expect "a second signal: $((SECONDS - start)) s" [ $((SECONDS - start)) -le 4 ]
+    interrupted 143 TERM -n 2 --grace 1 sh -c 'echo up; kill -STOP $$'
+    interrupted 143 TERM -n 2 --respawn sh -c 'echo up; exec sleep 60'
+}
+
+test_nothing_is_left_behind() {
+    launch 0 -n 2 sh -c 'sleep 60 & exit 0'
+    launch 137 -n 1 sh -c 'sleep 60 & kill -KILL $$'
+    launch 0 -n 2 sh -c 'setsid sleep 60 & exit 0'
+    interrupted 143 TERM -n 2 sh -c 'setsid sleep 60 & sleep 60 & echo up; wait'
+    # The launcher itself is killed: the ranks die with it, and a rank behind a wrapper loses its store and ends.
+    : >out
+    RUN_TEST_TAG=$tag "$muster" run --no-prefix -n 2 sh -c '"$0" 60000; echo "wrapper goes on"' "$rank" >out 2>err &
+    local pid=$!
+    wait_for out "rank 0 of 2 arrived"
+    wait_for out "rank 1 of 2 arrived"
+    kill -KILL "$pid"
+    wait "$pid" 2>/dev/null
+    no_leftovers
+    has_not out "wrapper goes on"
+}
+
+# Nobody reads: the job ends. Somebody reads slowly: the job waits, and the store goes on serving.
+test_output_readers() {
+    local status
+    RUN_TEST_TAG=$tag timeout 20 "$muster" run -n 2 yes 2>err | head -n 2 >out
+    status=${PIPESTATUS[0]}
+    expect "exit status $status when nobody reads, wanted 141" [ "$status" = 141 ]
+    no_leftovers
+    MUSTER_LEASE_US=300000 RUN_TEST_TAG=$tag timeout 30 "$muster" run -n 2 sh -c \
+        '[ $MUSTER_RANK = 0 ] && { yes | head -n 200000; exit; }; exec "$0" 2000' "$rank" 2>err | { sleep 2.5; cat; } >out
+    status=${PIPESTATUS[0]}
+    expect "exit status $status with a slow reader" [ "$status" = 0 ]
+    count_is out "[0] y" 200000
+    has out "[1] rank 1 of 2 arrived"
+    has_not out "the store was lost"
+    no_leftovers
+}
+
+# sidecar JOB VARIABLES...: two ranks of a job that another launcher might have started; output in out and err.
+sidecar() {
+    local pids=() r status=0
+    : >out
+    : >err
+    for r in 0 1; do
+        env RUN_TEST_TAG=$tag "${@//%r/$r}" "$rank" 300 >>out 2>>err &
+        pids+=($!)
+    done
+    for r in "${pids[@]}"; do
+        wait "$r" || status=1
+    done
+    expect "a rank of $* failed" [ $status = 0 ]
+    has out "rank 0 of 2 arrived, incarnation 1"
+    has out "rank 1 of 2 arrived, incarnation 1"
+}
+
+test_sidecar() {
+    sidecar RANK=%r WORLD_SIZE=2 LOCAL_WORLD_SIZE=2 TORCHELASTIC_RUN_ID="$tag" MASTER_PORT=1
+    sidecar RANK=%r WORLD_SIZE=2 LOCAL_WORLD_SIZE=2 TORCHELASTIC_RUN_ID="$tag" MASTER_PORT=1 TORCHELASTIC_RESTART_COUNT=1
+    sidecar OMPI_COMM_WORLD_RANK=%r OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_LOCAL_SIZE=2 PMIX_NAMESPACE="$tag"
+    sidecar SLURM_PROCID=%r SLURM_NTASKS=2 SLURM_STEP_NUM_NODES=1 SLURM_JOB_ID="$tag" SLURM_STEP_ID=0
+    expect "sidecars serve after their ranks" [ -n "$(tagged)" ]
+    no_leftovers # they end by themselves
+    refused "all ranks must be on one host" \
+        RANK=0 WORLD_SIZE=2 LOCAL_WORLD_SIZE=1 TORCHELASTIC_RUN_ID="$tag" MASTER_PORT=1
+    refused "all ranks must be on one host" \
+        SLURM_PROCID=0 SLURM_NTASKS=2 SLURM_STEP_NUM_NODES=2 SLURM_JOB_ID="$tag" SLURM_STEP_ID=0
+    refused "SLURM_PROCID=\"x\" is not a number" SLURM_PROCID=x SLURM_NTASKS=2 SLURM_JOB_ID=1
+    refused "rank is 2; with 2 ranks it must be 0..1" SLURM_PROCID=2 SLURM_NTASKS=2 SLURM_JOB_ID=1
+    refused "nothing says which rank this is" NOTHING=1
+    refused "nothing says where the store is" MUSTER_RANK=0 MUSTER_RANKS=1
+    refused "MUSTER_TOOL=/nowhere is not a program" \
+        SLURM_PROCID=0 SLURM_NTASKS=2 SLURM_JOB_ID="$tag-none" MUSTER_TOOL=/nowhere
+    no_leftovers
+}
+
+refused() { # TEXT VARIABLES...
+    local text=$1
+    shift
+    : >out
+    env "$@" "$rank" 0 >out 2>err
+    expect "exit status with $*" [ $? = 71 ]
+    has err "$text"
+}
+
+for name in $(declare -F | sed -n 's/^declare -f \(test_.*\)/\1/p'); do
+    [ $# -gt 2 ] && [ "$3" != "$name" ] && continue
+    start=$SECONDS
+    "$name"
+    echo "$name: $((SECONDS - start)) s"
+done
+exit $failed

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+/* Starts one process of a rank, and makes sure that it cannot outlive the launcher. */
+#ifndef TOOLS_PROCESS_H
+#define TOOLS_PROCESS_H
+
+#include <signal.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+struct process_plan {
+    char **arguments; /* program and arguments, NULL at the end */
+    int32_t rank, ranks;
+    int store; /* its end of the store's socket pair: it inherits this descriptor and no other of ours */
+    int out, err; /* what becomes its stdout and stderr; -1: ours */
+    sigset_t mask; /* the signal mask that we were started with */
+};
+
+/* The process, in a process group of its own with the same number; -1 with errno. */
+pid_t process_start(const struct process_plan *plan);
+
+/* A signal to the process and all that share its group. */
+void process_signal(pid_t pid, int signal);
+
+/*
+ * What the ranks have left behind comes to us, who asked to inherit it: kills it all. Blocks until it has exited, at
+ * most timeout_ns.
+ */
+void process_sweep(uint64_t timeout_ns);
+
+#endif

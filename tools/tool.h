@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+/* The subcommands of `muster`, one file each. argv[0] is "muster COMMAND"; the result is the exit status. */
+#ifndef TOOLS_TOOL_H
+#define TOOLS_TOOL_H
+
+#include <argp.h>
+#include <stdint.h>
+
+enum { TOOL_USAGE = 2 }; /* exit status for arguments that make no sense */
+
+int tool_run(int argc, char **argv);
+int tool_store(int argc, char **argv);
+int tool_eval(int argc, char **argv);
+
+/* The number that was given for an option; a bad one ends the program with a message that names option and range. */
+uint64_t tool_number(struct argp_state *state, const char *option, const char *text, uint64_t minimum,
+                     uint64_t maximum);
+
+#endif
