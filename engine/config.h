@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/* config.json of a Qwen3-MoE checkpoint: what shapes the computation, checked. Features that are not built are refused. */
+/* config.json of a Qwen3-MoE checkpoint: what shapes the computation, checked. What is not built is refused by name. */
 #ifndef ENGINE_CONFIG_H
 #define ENGINE_CONFIG_H
 

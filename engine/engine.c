@@ -45,6 +45,15 @@ muster_status engine_experts(const char *model_dir, int32_t *experts)
     return status;
 }
 
+muster_status engine_layers(const char *model_dir, int32_t *layers)
+{
+    struct model_config model;
+    muster_status status = model_config_read(model_dir, &model);
+    if (status == MUSTER_OK)
+        *layers = model.num_hidden_layers;
+    return status;
+}
+
 muster_status engine_group_config(const struct engine_config *config, int32_t ranks, muster_group_config *group)
 {
     struct model_config model;

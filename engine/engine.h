@@ -50,6 +50,7 @@ muster_status engine_memory_bytes(const char *model_dir, int32_t ranks, int32_t 
 
 /* num_experts of the model: how many experts a layer has. Errors: like engine_memory_bytes(). */
 muster_status engine_experts(const char *model_dir, int32_t *experts);
+muster_status engine_layers(const char *model_dir, int32_t *layers); /* num_hidden_layers, likewise */
 
 /*
  * Sets what the engine wants of its group: memory_bytes, manual_ready, and a min_ranks that still holds every expert
@@ -116,9 +117,9 @@ struct engine_item {
  * One forward pass over all items: prefill chunks and decodes of several sequences, max_tokens tokens at most in all. A
  * rank without work gives count = 0: the others need its experts. Reads the step's verdict, and hands it to the caller
  * if `verdict` is not NULL. Blocks like dispatch and combine.
- * OK: the sequences have grown and the logits are written. Anything else: the sequences are as they were, no logits were
- * written. ARGUMENT: names the item; no step was run. VOID, TIMEOUT, PEER: the step is void; wait until the engine is
- * ready and run it again. Other errors: the group's sticky one.
+ * OK: the sequences have grown and the logits are written. Anything else: the sequences are as they were, and no logits
+ * were written. ARGUMENT: names the item; no step was run. VOID, TIMEOUT, PEER: the step is void; wait until the engine
+ * is ready and run it again. Other errors: the group's sticky one.
  */
 muster_status engine_step(struct engine *engine, const struct engine_item *items, int32_t count,
                           muster_verdict *verdict);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Sums over rows, the same bits everywhere. Every sum has one fixed order, chosen by its length alone; for dot products:
- * 16 partial sums (element i goes to sum i % 16), added up pairwise, then the rest one by one. The vectors in linear.c
- * only say that order in a way that compilers turn into vector instructions; no compiler may change it. And every row is
- * computed by itself: which other rows are in the batch has no influence.
+ * Sums over rows, the same bits everywhere. Every sum has one fixed order, chosen by its length alone. For a dot product
+ * it is: 16 partial sums (element i goes to sum i % 16), added up pairwise, then the rest one by one. The vectors in
+ * linear.c only say that order in a way that compilers turn into vector instructions; no compiler may change it. And
+ * every row is computed by itself: which other rows are in the batch has no influence.
  */
 #ifndef ENGINE_LINEAR_H
 #define ENGINE_LINEAR_H

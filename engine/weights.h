@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * The model's weights in fp32, converted from the bf16 of model.safetensors. What every rank needs is converted when the
- * file is opened; experts are converted into slots as placements change. The file stays mapped for that.
+ * The model's weights in fp32, converted from the bf16 of model.safetensors. What every rank needs is converted when
+ * the file is opened; experts are converted into slots as placements change. The file stays mapped for that.
  */
 #ifndef ENGINE_WEIGHTS_H
 #define ENGINE_WEIGHTS_H
