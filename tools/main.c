@@ -12,9 +12,11 @@ static const struct command {
     int (*run)(int argc, char **argv);
     const char *summary;
 } commands[] = {
+    {"demo", tool_demo, "serve a small model on several ranks, kill one, and lose nothing"},
     {"run", tool_run, "start the ranks of a program, host their store, watch over them"},
     {"store", tool_store, "serve a store to ranks that another launcher has started"},
     {"eval", tool_eval, "measure a model's bits per byte on a text"},
+    {"worker", tool_worker, "one rank of a served model; started by demo"},
 };
 
 static void print_usage(FILE *out)

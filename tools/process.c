@@ -57,7 +57,9 @@ static char **make_environment(const struct process_plan *plan)
 static void child_take_streams(const struct process_plan *plan)
 {
     int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
-    if (null >= 0)
+    if (plan->in > 0)
+        dup2(plan->in, STDIN_FILENO);
+    else if (null >= 0)
         dup2(null, STDIN_FILENO);
     if (plan->out >= 0)
         dup2(plan->out, STDOUT_FILENO);

@@ -11,6 +11,8 @@ enum { TOOL_USAGE = 2 }; /* exit status for arguments that make no sense */
 int tool_run(int argc, char **argv);
 int tool_store(int argc, char **argv);
 int tool_eval(int argc, char **argv);
+int tool_demo(int argc, char **argv);
+int tool_worker(int argc, char **argv);
 
 /* The number that was given for an option; a bad one ends the program with a message that names option and range. */
 uint64_t tool_number(struct argp_state *state, const char *option, const char *text, uint64_t minimum,

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+/* How a run is shown: a picture that is redrawn on a terminal, and lines as things happen anywhere else. */
+#ifndef TOOLS_VIEW_H
+#define TOOLS_VIEW_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "job.h"
+
+struct view_screen {
+    const struct job *job;
+    const char *title;
+    bool terminal; /* redraw; otherwise print new events */
+    int32_t shown_events;
+    uint64_t tokens, tokens_ns; /* at the last look, for the rate */
+    double tokens_per_s;
+};
+
+/* Draws or prints what is new. */
+void view_show(void *screen);
+
+#endif
