@@ -54,7 +54,7 @@ static bool member_due(struct member *m, uint64_t since_ns, uint64_t length_ns)
     if (length_ns > UINT64_MAX - since_ns)
         return false;
     uint64_t due_ns = since_ns + length_ns;
-    if (m->ticking && m->now_ns >= due_ns)
+    if (m->ticked_ns >= due_ns)
         return true;
     if (due_ns < m->next_ns)
         m->next_ns = due_ns;
@@ -203,15 +203,23 @@ static void member_take_swapped(struct member *m, const struct member_event *eve
         member_read(m, actions);
 }
 
+/* M20: who has left has unmapped its peers: that is a fence, but of this process alone, not of one before it. */
+static void member_take_left(struct member *m, int r, uint32_t incarnation)
+{
+    if (m->gone[r] < incarnation)
+        m->gone[r] = incarnation;
+    if (m->fenced[r] + 1 == incarnation)
+        m->fenced[r] = incarnation;
+}
+
 static void member_take_record(struct member *m, const struct member_event *event, struct member_actions *actions)
 {
     int r = event->rank;
     const struct record *record = event->record;
     if (record->incarnation < m->record[r].incarnation)
         return;
-    /* M20: who has left has unmapped its peers: that is a fence. */
-    if (record->state == RECORD_LEFT && m->fenced[r] < record->incarnation)
-        m->fenced[r] = record->incarnation;
+    if (record->state == RECORD_LEFT)
+        member_take_left(m, r, record->incarnation);
     if (r != m->config.rank)
         m->record[r] = *record;
     else if (record->incarnation > m->config.incarnation)
@@ -693,7 +701,8 @@ void member_step(struct member *m, const struct member_event *event, struct memb
     if (m->stopped || m->left)
         return;
     m->now_ns = event->now_ns;
-    m->ticking = event->type == MEMBER_TICK;
+    if (event->type == MEMBER_TICK)
+        m->ticked_ns = m->now_ns;
     m->waiting = event->waiting;
     member_wake(m);
     m->next_ns = UINT64_MAX;

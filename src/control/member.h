@@ -166,14 +166,13 @@ struct member {
     uint32_t begun;
     uint32_t fence_epoch; /* epoch in which this rank has asked for the fences */
     bool started, stopped, left;
-    bool ticking; /* this event is a tick */
     bool unpublished; /* self has changed since the last DO_PUT */
     enum member_swap swap;
     enum member_want want;
     uint64_t slept_revision; /* of the view for which this rank has forgiven itself a sleep */
     /* Times; 0 = not running. The clock of events is never 0. */
     uint64_t accused_ns[MUSTER_MAX_RANKS]; /* in this view, of each rank: when the first report named it */
-    uint64_t now_ns, started_ns, view_seen_ns, want_ns, swap_started_ns;
+    uint64_t now_ns, ticked_ns, started_ns, view_seen_ns, want_ns, swap_started_ns;
     uint64_t next_ns;
 };
 

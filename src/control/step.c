@@ -11,6 +11,7 @@
 #include "core/error.h"
 #include "core/fault.h"
 #include "core/trace.h"
+#include "kernels/cpu/memory.h"
 
 /*
  * The caller stores `executing` and then loads the live epoch; the agent stores the live epoch and then loads
@@ -48,7 +49,7 @@ static void step_publish(const struct kernel_step *step, uint64_t half)
     uint64_t stamp = stamp_make(step->epoch, 2 * step->number + half);
     for (int r = mask_next(step->mask, 0); r >= 0; r = mask_next(step->mask, r + 1)) {
         struct region_header *header = (struct region_header *)(void *)step->peers[r];
-        atomic_store_explicit(&header->step_word[step->rank].word, stamp, memory_order_release);
+        flag_raise(&header->step_word[step->rank].word, stamp);
     }
 }
 

@@ -3,50 +3,19 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "control/store_socket.h"
-#include "control/wire.h"
+#include "control/store_client.h"
 #include "core/clock.h"
-#include "core/error.h"
 #include "core/log.h"
 
 enum {
     QUEUE_MAX = 1024, /* requests that a full socket holds back; more: the store does not read any more */
     FLUSH_AGAIN_NS = 1000000, /* until the next try while requests are held back */
-    RETRY_MS = 5, /* between hellos, and between attempts to connect */
     BEATS_PER_LEASE = 3, /* pings */
     CLOSE_FLUSH_NS = 500000000 /* how long close() waits for requests that are held back to go out */
-};
-
-/* A request that found the socket full. */
-struct queued {
-    struct queued *next;
-    int passed; /* descriptor, owned; or -1 */
-    size_t bytes;
-    unsigned char frame[];
-};
-
-struct embedded {
-    struct store store; /* first: a pointer to it is a pointer to this */
-    int fd;
-    bool inherited; /* the descriptor came with the process and outlives this client */
-    bool lost, told, left;
-    uint64_t store_id;
-    uint64_t last_request;
-    uint64_t revision; /* of the store, as of the newest frame */
-    uint64_t seen; /* revision of the newest change */
-    uint64_t lease_ns;
-    uint64_t polled_ns;
-    uint64_t heard_ns; /* when the last frame came */
-    uint64_t ping_sent_ns; /* of the ping that is unanswered; 0: none is */
-    uint64_t ping_next_ns;
-    struct queued *queue, **queue_end;
-    size_t queued;
-    unsigned char frame[WIRE_MAX_FRAME];
 };
 
 static struct embedded *embedded_of(struct store *s)
@@ -95,13 +64,13 @@ static bool embedded_try(struct embedded *e, const unsigned char *frame, size_t 
     return socket_send(e->fd, frame, bytes, passed) == 0 || errno != EAGAIN;
 }
 
-static void embedded_flush(struct embedded *e)
+void embedded_flush(struct embedded *e)
 {
     while (e->queue && embedded_try(e, e->queue->frame, e->queue->bytes, e->queue->passed))
         queue_drop_first(e);
 }
 
-static uint64_t embedded_send(struct embedded *e, struct wire_frame *frame, int passed)
+uint64_t embedded_send(struct embedded *e, struct wire_frame *frame, int passed)
 {
     unsigned char bytes[WIRE_MAX_FRAME];
     frame->request = ++e->last_request;
@@ -265,6 +234,7 @@ static bool embedded_take(struct embedded *e, const struct wire_frame *frame, st
         return true;
     case WIRE_REPLY: event_take(event, STORE_REPLY, frame); return true;
     case WIRE_MEMORY: event_take(event, STORE_MEMORY, frame); return true;
+    case WIRE_REFUSED: return false; /* a hello that another process sent over our socket */
     default: embedded_lose(e, "it says what no store says"); return false;
     }
 }
@@ -328,7 +298,16 @@ static int embedded_fd(const struct store *s)
     return ((const struct embedded *)s)->fd;
 }
 
-/* ---- close ---- */
+/* ---- life ---- */
+
+void embedded_free(struct embedded *e)
+{
+    while (e->queue)
+        queue_drop_first(e);
+    if (e->fd >= 0 && !e->inherited)
+        close(e->fd);
+    free(e);
+}
 
 /* A leave that is still held back must get out, or this process would count as having broken off. */
 static void embedded_flush_before_close(struct embedded *e)
@@ -337,7 +316,7 @@ static void embedded_flush_before_close(struct embedded *e)
     embedded_flush(e);
     while (e->queue && !e->lost && clock_ns() < deadline_ns) {
         struct pollfd writable = {.fd = e->fd, .events = POLLOUT};
-        poll(&writable, 1, RETRY_MS);
+        poll(&writable, 1, STORE_RETRY_MS);
         embedded_flush(e);
     }
 }
@@ -350,13 +329,9 @@ static void embedded_close(struct store *s)
 {
     struct embedded *e = embedded_of(s);
     embedded_flush_before_close(e);
-    while (e->queue)
-        queue_drop_first(e);
     if (!e->left)
         shutdown(e->fd, SHUT_RDWR);
-    if (!e->inherited)
-        close(e->fd);
-    free(e);
+    embedded_free(e);
 }
 
 static const struct store_ops embedded_ops = {
@@ -376,162 +351,7 @@ static const struct store_ops embedded_ops = {
     .ask_memory = embedded_ask_memory,
 };
 
-/* ---- open ---- */
-
-/* What is tried until when, and what stood in the way last. */
-struct opening {
-    const char *where;
-    uint64_t deadline_ns;
-    char obstacle[192];
-};
-
-static bool time_is_up(const struct opening *o)
-{
-    return clock_ns() >= o->deadline_ns;
-}
-
-/* A descriptor number from the environment may by now be something else of this process: it is looked at first. */
-static bool is_store_socket(int fd)
-{
-    int domain = 0, type = 0;
-    socklen_t size = sizeof domain;
-    return getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) == 0 && domain == AF_UNIX &&
-           getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) == 0 && type == SOCK_SEQPACKET;
-}
-
-static muster_status open_inherited(struct embedded *e, const struct opening *o)
-{
-    char *end;
-    errno = 0;
-    long fd = strtol(o->where + strlen("fd:"), &end, 10);
-    if (errno || *end || end == o->where + strlen("fd:") || fd < 0 || fd > INT32_MAX)
-        return error_set(MUSTER_ERR_ARGUMENT, "store \"%s\": a descriptor number must follow \"fd:\"", o->where);
-    if (!is_store_socket((int)fd))
-        return error_set(MUSTER_ERR_ARGUMENT, "store \"%s\" is not an open connection to a store in this process",
-                         o->where);
-    e->fd = (int)fd;
-    e->inherited = true;
-    fcntl(e->fd, F_SETFD, FD_CLOEXEC); /* what this process starts is not this rank */
-    return MUSTER_OK;
-}
-
-static bool connect_once(struct embedded *e, struct opening *o, const struct sockaddr_un *address, socklen_t length)
-{
-    e->fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (e->fd >= 0 && connect(e->fd, (const struct sockaddr *)address, length) == 0)
-        return true;
-    snprintf(o->obstacle, sizeof o->obstacle, "%s", strerror(errno));
-    if (e->fd >= 0)
-        close(e->fd);
-    e->fd = -1;
-    return false;
-}
-
-/* The store may not have been started yet, so connecting is tried until the deadline. */
-static muster_status open_named(struct embedded *e, struct opening *o)
-{
-    struct sockaddr_un address;
-    socklen_t length;
-    if (!socket_address(o->where + strlen("unix:@"), &address, &length))
-        return error_set(MUSTER_ERR_ARGUMENT, "store \"%s\": a name of 1 to %zu characters must follow \"unix:@\"",
-                         o->where, sizeof address.sun_path - 1);
-    while (!connect_once(e, o, &address, length)) {
-        if (time_is_up(o))
-            return error_set(MUSTER_ERR_TIMEOUT, "store \"%s\" cannot be reached: %s", o->where, o->obstacle);
-        poll(NULL, 0, RETRY_MS);
-    }
-    if (socket_peer_is_us(e->fd))
-        return MUSTER_OK;
-    close(e->fd);
-    return error_set(MUSTER_ERR_STORE, "store \"%s\" belongs to another user", o->where);
-}
-
-static muster_status open_socket(struct embedded *e, struct opening *o)
-{
-    if (strncmp(o->where, "fd:", strlen("fd:")) == 0)
-        return open_inherited(e, o);
-    if (strncmp(o->where, "unix:@", strlen("unix:@")) == 0)
-        return open_named(e, o);
-    return error_set(MUSTER_ERR_ARGUMENT, "store \"%s\" must be \"fd:N\" or \"unix:@NAME\"", o->where);
-}
-
-static uint64_t send_hello(struct embedded *e, int32_t rank, int32_t ranks)
-{
-    e->store.welcome = (struct store_welcome){.rank = rank, .ranks = ranks};
-    return embedded_send(e, &(struct wire_frame){.type = WIRE_HELLO, .peer = -1, .number = (uint64_t)ranks}, -1);
-}
-
-/*
- * Waits for the answer to `request`. What an earlier user of an inherited connection left unread, damaged or not, is
- * skipped. False: none came in time, or the connection ended (bytes = 0).
- */
-static bool await_answer(struct embedded *e, const struct opening *o, uint64_t request, struct wire_frame *answer,
-                         struct socket_message *message)
-{
-    message->bytes = 1;
-    while (!time_is_up(o)) {
-        embedded_flush(e);
-        if (socket_receive(e->fd, e->frame, sizeof e->frame, message) != 0) {
-            struct pollfd readable = {.fd = e->fd, .events = POLLIN};
-            poll(&readable, 1, RETRY_MS);
-            continue;
-        }
-        if (message->fd >= 0)
-            close(message->fd);
-        if (!message->bytes)
-            return false;
-        if (!wire_get_frame(e->frame, message->bytes, answer) && answer->request == request &&
-            (answer->type == WIRE_WELCOME || answer->type == WIRE_REFUSED))
-            return true;
-    }
-    return false;
-}
-
-static void take_welcome(struct embedded *e, const struct wire_frame *frame)
-{
-    e->store_id = frame->store_id;
-    e->revision = frame->revision;
-    e->store.welcome.incarnation = frame->incarnation;
-    e->lease_ns = frame->number * 1000;
-    e->polled_ns = e->heard_ns = clock_ns();
-    e->ping_next_ns = e->polled_ns + embedded_beat_ns(e);
-}
-
-/* One hello and its answer. AGAIN: refused for now. */
-static muster_status greet(struct embedded *e, struct opening *o, int32_t rank, int32_t ranks)
-{
-    struct wire_frame answer;
-    struct socket_message message;
-    if (!await_answer(e, o, send_hello(e, rank, ranks), &answer, &message)) {
-        if (!message.bytes)
-            return error_set(MUSTER_ERR_STORE, "store \"%s\" closed the connection of rank %d", o->where, rank);
-        return MUSTER_ERR_AGAIN;
-    }
-    if (answer.type == WIRE_WELCOME) {
-        take_welcome(e, &answer);
-        return MUSTER_OK;
-    }
-    snprintf(o->obstacle, sizeof o->obstacle, "%.*s", (int)answer.value_bytes, (const char *)answer.value);
-    if (answer.number)
-        return MUSTER_ERR_AGAIN;
-    return error_set(MUSTER_ERR_STORE, "store \"%s\" refused rank %d: %s", o->where, rank, o->obstacle);
-}
-
-/* The former holder of the rank may still be about to exit, so a refusal for now is tried again. */
-static muster_status greet_until(struct embedded *e, struct opening *o, int32_t rank, int32_t ranks)
-{
-    for (;;) {
-        muster_status status = greet(e, o, rank, ranks);
-        if (status != MUSTER_ERR_AGAIN)
-            return status;
-        if (time_is_up(o))
-            return error_set(MUSTER_ERR_TIMEOUT, "store \"%s\" did not welcome rank %d in time: %s", o->where, rank,
-                             *o->obstacle ? o->obstacle : "it did not answer");
-        poll(NULL, 0, RETRY_MS);
-    }
-}
-
-static struct embedded *embedded_create(void)
+struct embedded *embedded_create(void)
 {
     struct embedded *e = calloc(1, sizeof *e);
     if (!e)
@@ -543,24 +363,12 @@ static struct embedded *embedded_create(void)
     return e;
 }
 
-muster_status store_embedded_open(const char *where, int32_t rank, int32_t ranks, uint64_t timeout_us,
-                                  struct store **store)
+void embedded_take_welcome(struct embedded *e, const struct wire_frame *frame)
 {
-    struct embedded *e = embedded_create();
-    if (!e)
-        return error_set(MUSTER_ERR_MEMORY, "out of memory for a connection to the store");
-    struct opening o = {.where = where, .deadline_ns = clock_ns() + timeout_us * 1000};
-    muster_status status = open_socket(e, &o);
-    if (status == MUSTER_OK)
-        status = greet_until(e, &o, rank, ranks);
-    if (status == MUSTER_OK) {
-        *store = &e->store;
-        return MUSTER_OK;
-    }
-    while (e->queue)
-        queue_drop_first(e);
-    if (e->fd >= 0 && !e->inherited)
-        close(e->fd);
-    free(e);
-    return status;
+    e->store_id = frame->store_id;
+    e->revision = frame->revision;
+    e->store.welcome.incarnation = frame->incarnation;
+    e->lease_ns = frame->number * 1000;
+    e->polled_ns = e->heard_ns = clock_ns();
+    e->ping_next_ns = e->polled_ns + embedded_beat_ns(e);
 }

@@ -188,6 +188,10 @@ static void welcome(struct store_server *server, struct connection *c, const str
 void ranks_hello(struct store_server *server, struct connection *c, const struct wire_frame *hello,
                  const struct socket_message *message)
 {
+    if (c->rank >= 0) {
+        refuse(c, hello, true, "process %d still holds the connection", (int)c->pid);
+        return;
+    }
     if (!hello_is_valid(server, c, hello, message) || !hello_finds_rank_free(server, c, hello))
         return;
     if (!watch_process(server, c, hello, message->pid))

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * The inside of the embedded store's server, in three files: store_server.c (life, poll loop), store_connection.c
- * (frames in, frames out), store_ranks.c (who holds a rank: presence, death, fences, memory). All of it runs on the
- * one serving thread.
+ * The inside of the embedded store's server: store_server.c (life, poll loop), store_connection.c (frames in, frames
+ * out), store_requests.c (what clients ask for), store_ranks.c (who holds a rank: presence, death, fences, memory). All
+ * of it runs on the one serving thread.
  */
 #ifndef CONTROL_STORE_SERVING_H
 #define CONTROL_STORE_SERVING_H
@@ -111,6 +111,15 @@ void connection_unname(struct connection *c);
 void connection_answer(struct connection *c, const struct answer *answer);
 /* Logs that a request was refused, once per connection: a flood of bad requests must not become a flood of lines. */
 __attribute__((format(printf, 2, 3))) void connection_complain(struct connection *c, const char *format, ...);
+
+/* ---- store_requests.c ---- */
+
+/* NULL, or why nothing that this client says can be believed. */
+const char *requests_objection(const struct store_server *server, const struct connection *c,
+                               const struct wire_frame *frame);
+/* A frame without objection. A descriptor that the request keeps is taken out of *message. */
+void requests_handle(struct store_server *server, struct connection *c, const struct wire_frame *frame,
+                     struct socket_message *message);
 
 /* ---- store_ranks.c ---- */
 

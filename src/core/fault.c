@@ -42,6 +42,7 @@ static _Atomic int fault_point;
 static _Atomic int fault_signal;
 static _Atomic unsigned fault_countdown;
 static int fault_list_fd = -1;
+static void (*_Atomic fault_observer)(enum fault_point point);
 static _Atomic bool fault_listed[FAULT_POINTS];
 
 const char *fault_name(enum fault_point point)
@@ -55,6 +56,11 @@ void fault_arm(enum fault_point point, int signal, unsigned count)
     atomic_store(&fault_countdown, count);
     atomic_store(&fault_point, point);
     atomic_store(&fault_active, signal != 0 || fault_list_fd >= 0);
+}
+
+void fault_observe(void (*fired)(enum fault_point point))
+{
+    atomic_store(&fault_observer, fired);
 }
 
 static enum fault_point fault_find(const char *name, size_t length)
@@ -116,6 +122,10 @@ void fault_reached(enum fault_point point)
     int signal = atomic_load(&fault_signal);
     if (signal == 0 || atomic_load(&fault_point) != (int)point)
         return;
-    if (atomic_fetch_sub(&fault_countdown, 1) == 1)
-        kill(getpid(), signal);
+    if (atomic_fetch_sub(&fault_countdown, 1) != 1)
+        return;
+    void (*fired)(enum fault_point) = atomic_load(&fault_observer);
+    if (fired)
+        fired(point);
+    kill(getpid(), signal);
 }

@@ -48,6 +48,9 @@ void fault_configure(void);
 /* Arms a point at run time (the engine's --kill does): the count-th time from now. signal 0 disarms. */
 void fault_arm(enum fault_point point, int signal, unsigned count);
 
+/* Calls `fired` right before the signal of an armed point is sent, on the thread that reached it; NULL: nobody. */
+void fault_observe(void (*fired)(enum fault_point point));
+
 extern _Atomic bool fault_active;
 void fault_reached(enum fault_point point);
 

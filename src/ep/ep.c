@@ -243,7 +243,7 @@ static muster_status ep_enter_step(struct muster_ep *ep)
 }
 
 /*
- * X10: the pair's stamp, above every one that this epoch or an older one has used. When they run short, the group is
+ * X10: the pair's stamp, above every one that this epoch or an older one has used. X13: when they run short, the group is
  * asked for a same-mask epoch; so many are kept in reserve that the one that runs can go on until it comes.
  */
 static muster_status ep_take_stamp(struct muster_ep *ep)

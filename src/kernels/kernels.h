@@ -83,7 +83,7 @@ static inline uint32_t failure_epoch(uint64_t failure)
     return (uint32_t)(failure >> 32);
 }
 
-/* Promise 6: a kernel records why it gave up once, the first writer wins, and returns. */
+/* X14: a kernel records why it gave up once, the first writer wins, and returns. */
 static inline void failure_record(struct kernel_control *control, uint64_t failure)
 {
     uint64_t none = 0;
@@ -99,8 +99,9 @@ static inline void failure_record(struct kernel_control *control, uint64_t failu
 struct exchange_line {
     _Atomic uint64_t flag; /* stamp of the newest dispatch or combine that the peer has finished sending */
     uint64_t mask[2]; /* dispatch: the ranks that the peer takes to be part of it */
+    uint64_t step; /* dispatch: the number of the peer's step in the epoch */
     uint32_t rows; /* dispatch: rows that came with it */
-    uint32_t pad[9];
+    uint32_t pad[7];
 };
 
 enum { EXCHANGE_MAX_ARRAYS = 2 + MUSTER_EP_MAX_PAYLOADS };
@@ -111,7 +112,7 @@ struct exchange_array {
     size_t row_bytes;
 };
 
-/* What an exchange is, and where its parts lie in every rank's region: a pure function of config and rank count. */
+/* What an exchange is, and where its parts lie in every rank's region: a pure function of config and rank count (X6). */
 struct exchange_shape {
     int32_t ranks, slots, tokens, topk, hidden;
     bool expert_major, exact, masked, load_stats;

@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# `muster run` and the sidecar store, with real processes and signals: test_run.sh MUSTER PROGRAMS-FOLDER
+# `muster run` and the sidecar store, with real processes and signals: test_run.sh MUSTER PROGRAMS-FOLDER [TEST]
 set -u
-muster=$(realpath "$1")
-rank=$(realpath "$2/run_rank")
+muster=$(realpath -e "$1") && rank=$(realpath -e "$2/run_rank") || exit 1
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cd "$folder" || exit 1
@@ -145,6 +144,10 @@ test_wrapper() {
         for incarnation in 1 2 3; do
             has out "[$r] rank $r of 2 arrived, incarnation $incarnation"
         done
+    done
+    launch 0 -n 2 sh -c '"$0" 60000 & sleep 0.3; kill -KILL $!; exec "$0" 100' "$rank"
+    for r in 0 1; do
+        has out "[$r] rank $r of 2 arrived, incarnation 2"
     done
 }
 

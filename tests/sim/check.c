@@ -87,8 +87,10 @@ static void check_prepared(struct world *w, const struct view *old, const struct
         check_fail(w, NULL, "an epoch beyond the last one");
     if (mask_count(view->mask) < w->plan.min_ranks)
         check_fail(w, NULL, "a view below min_ranks");
+    int came = 0;
     for (int i = 0; i < w->processes; i++) {
         const struct process *p = &w->process[i];
+        came += check_is_member(view, p) && p->connected_ns != 0;
         bool was = old && check_is_member(old, p), is = check_is_member(view, p);
         if (was && !is)
             check_expelled(w, p);
@@ -100,6 +102,8 @@ static void check_prepared(struct world *w, const struct view *old, const struct
         }
         tally.joins += old && is && !was;
     }
+    if (came != mask_count(view->mask))
+        check_fail(w, NULL, "a view holds a process that never came");
 }
 
 /* Everyone in the view has acknowledged it, and nobody else who ever held a mapping is left alive. */
@@ -211,10 +215,28 @@ static bool check_may_be_evicted(struct world *w, const struct process *p)
            w->presence[p->rank] > p->incarnation;
 }
 
-/* Nobody came to found the group with, or took this rank in; or the kernels of all of them hang. */
+/* Someone has long run in the newest view, and nothing keeps it from taking this rank in. */
+static bool check_could_join(const struct world *w, const struct process *joiner)
+{
+    bool runs = false, predecessor = false;
+    const struct view *view = w->view_value >= 0 ? &w->view[w->view_value] : NULL;
+    if (!view || view->phase != VIEW_COMMITTED || view->epoch == STAMP_MAX_EPOCH || w->restarted)
+        return false;
+    for (int i = 0; i < w->processes; i++) {
+        const struct process *p = &w->process[i];
+        bool begun = process_runs(p) && p->begun_epoch == view->epoch && p->activity != ACTIVITY_HUNG;
+        runs |= begun && w->now_ns - p->begun_ns > SIM_READY;
+        predecessor |= p->rank == joiner->rank && p->incarnation < joiner->incarnation && !p->reaped && !p->left;
+    }
+    return runs && !predecessor;
+}
+
+/* Nobody came to found the group with, or took this rank in; or its kernels hang. */
 static bool check_may_time_out(const struct world *w, const struct process *p)
 {
-    return p->was_member ? data_executes(p) : w->now_ns - p->connected_ns >= SIM_START;
+    if (p->was_member)
+        return data_executes(p);
+    return w->now_ns - p->connected_ns >= SIM_START && !check_could_join(w, p);
 }
 
 static bool check_may_stop(struct world *w, const struct process *p, const struct member_action *a)
@@ -297,13 +319,13 @@ void check_clock(struct world *w)
 {
     if (w->healed && w->now_ns - w->healed_ns > w->bound_ns)
         check_fail(w, NULL, "liveness: no agreed view and exact exchange within the bound");
-    if (w->restarted && w->now_ns - w->restarted_ns > SIM_LEASE + SIM_START)
+    if (w->restarted && w->now_ns - w->restarted_ns > 3 * SIM_LEASE)
         for (int i = 0; i < w->processes; i++)
             if (process_runs(&w->process[i]) && w->process[i].connected_ns != 0)
                 check_fail(w, &w->process[i], "a rank outlives its store");
 }
 
-/* Where every kernel that is left hangs in a view that was begun, nobody waits for anybody: that is the callers' end. */
+/* Where every kernel that is left hangs in a committed view, nobody waits for anybody: nothing is left to agree on. */
 static bool check_only_hangs(const struct world *w)
 {
     bool hang = w->view_value >= 0 && w->view[w->view_value].phase == VIEW_COMMITTED;

@@ -76,6 +76,7 @@ void data_raise(struct world *w, struct process *p)
 void data_begin(struct world *w, struct process *p)
 {
     p->begun_epoch = p->installed_epoch;
+    p->begun_ns = w->now_ns;
     p->step_view = *member_installed(&p->member);
     p->generation++;
     p->exchange = 0;
@@ -121,8 +122,7 @@ static void data_send(struct world *w, struct process *p)
     world_post(w, first_ns, land);
     land.ok = true; /* the second half */
     land.value = ~land.value;
-    p->lands_ns = first_ns + random_between(&w->work, 1, 20 * SIM_US);
-    world_post(w, p->lands_ns, land);
+    world_post(w, first_ns + random_between(&w->work, 1, 20 * SIM_US), land);
 }
 
 static void data_wait(struct world *w, struct process *p)
@@ -168,7 +168,6 @@ void data_poll(struct world *w, struct process *p)
         return;
     check_exchange(w, p);
     tally.exchanges++;
-    p->exchanges_done++;
     p->done_since_heal += w->healed && p->waiting_since_ns >= w->healed_ns;
     p->exchange++;
     p->activity = p->exchange & 1 ? ACTIVITY_COMPUTING : ACTIVITY_IDLE;

@@ -111,7 +111,8 @@ static void plan_draw_faults(struct random *random, struct plan *plan)
         plan->fault[i] = plan_draw_fault(random, plan, plan_draw_kind(random, enabled));
     /* What joined late must be killed or stopped as well, so some deaths are always followed by a respawn. */
     for (int i = 0; i < plan->faults && plan->faults < SIM_MAX_FAULTS; i++) {
-        if (plan->fault[i].kind != SIM_CRASH || !enabled[SIM_RESPAWN])
+        bool ends = plan->fault[i].kind == SIM_CRASH || plan->fault[i].kind == SIM_DISCONNECT;
+        if (!ends || !enabled[SIM_RESPAWN])
             continue;
         plan->fault[plan->faults] = plan->fault[i];
         plan->fault[plan->faults].kind = SIM_RESPAWN;

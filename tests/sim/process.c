@@ -131,7 +131,6 @@ static void process_install(struct world *w, struct process *p, const struct vie
 static void process_end(struct world *w, struct process *p, muster_status status)
 {
     p->ended = true;
-    p->ended_status = status;
     p->live_epoch = UINT32_MAX;
     tally_stop(status);
     data_raise(w, p);
@@ -168,12 +167,12 @@ static void process_act(struct world *w, struct process *p)
 {
     for (int i = 0; i < w->actions.count && !w->failure; i++) {
         const struct member_action *a = &w->actions.item[i];
-        if (fault_trap(w, p, a->type, false))
+        if (fault_trap(w, p, (int)a->type, false))
             return;
         trace_event(w, p, "does", a->type, a->epoch);
         check_action(w, p, a);
         process_do(w, p, a);
-        if (fault_trap(w, p, a->type, true))
+        if (fault_trap(w, p, (int)a->type, true))
             return;
     }
 }

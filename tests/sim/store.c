@@ -109,6 +109,8 @@ static void store_put(struct world *w, struct process *p, int value)
 static void store_swap(struct world *w, struct process *p, const struct sim_event *event)
 {
     struct sim_event reply = {.type = EVENT_SWAPPED, .value = -1};
+    if (random_chance(&w->net, 300) && store_loses(w))
+        return; /* the swap itself is lost: its sender cannot tell that from a lost reply */
     if (event->revision == w->view_revision) {
         check_view(w, &w->view[event->value]);
         w->view_value = event->value;

@@ -108,7 +108,7 @@ struct fault {
     uint64_t at_ns;
     uint64_t length_ns; /* of a pause */
     int rank; /* victim; it is looked for from here upwards */
-    int count; /* victims; or the how-manieth time at which a trap springs */
+    int count; /* victims; or at which pass a trap springs */
     int point; /* of a trap */
     bool after; /* a trap's action is done first */
 };
@@ -147,17 +147,16 @@ struct process {
     bool unkillable;
     bool reaped;
     uint64_t connected_ns;
-    muster_status ended_status;
 
     /* Agent. */
     struct member member;
     uint64_t tick_ns; /* when the next EVENT_TICK comes */
     uint64_t stream_ns; /* changes arrive in order: when the last one will have */
     uint64_t request_ns; /* requests too */
-    uint64_t lands_ns; /* when the last store of its kernels lands */
     uint32_t live_epoch;
     uint32_t raise_epoch; /* asked for, not answered; 0 = none */
     uint32_t installed_epoch, loaded_epoch, begun_epoch;
+    uint64_t begun_ns;
     uint64_t load_ns; /* how long the next load takes; 0 = the usual time */
     bool leaving;
     bool verdict_read;
@@ -173,7 +172,7 @@ struct process {
     uint64_t begun_step_ns;
     bool hangs, refuses; /* in the next exchange */
     struct contribution memory[2][SIM_MAX_RANKS]; /* two banks, written by the peers */
-    uint64_t exchanges_done, done_since_heal;
+    uint64_t done_since_heal;
 
     /* Events that came while it was stopped. */
     struct sim_event *backlog;

@@ -411,6 +411,21 @@ static void mad_peers_are_refused(void **state)
         }
 }
 
+/* X8: a rank that has left an operation out is one pair behind; its next dispatch is not the one that it owes. */
+static void dispatches_of_another_step_are_refused(void **state)
+{
+    (void)state;
+    struct world *w = world_open(&expert_major);
+    set_routes(w);
+    w->rank[1].step.number = 1;
+    on_ranks(w, mask_first(RANKS), send_tokens, 0);
+    on_ranks(w, mask_first(RANKS), receive_tokens, 0);
+    assert_failure(&w->rank[0], MUSTER_REASON_REFUSED, MUSTER_PHASE_DISPATCH, 1);
+    assert_failure(&w->rank[1], MUSTER_REASON_REFUSED, MUSTER_PHASE_DISPATCH, 0);
+    assert_failure(&w->rank[2], MUSTER_REASON_REFUSED, MUSTER_PHASE_DISPATCH, 1);
+    world_close(w);
+}
+
 /* X9: what a peer stores after the check has no effect. */
 static void plans_are_copied_before_they_are_checked(void **state)
 {
@@ -683,6 +698,7 @@ int main(void)
         cmocka_unit_test(inactive_ranks_get_nothing_and_read_as_nothing),
         cmocka_unit_test(bad_entries_send_nothing),
         cmocka_unit_test(mad_peers_are_refused),
+        cmocka_unit_test(dispatches_of_another_step_are_refused),
         cmocka_unit_test(plans_are_copied_before_they_are_checked),
         cmocka_unit_test(waits_publish_whom_they_wait_for),
         cmocka_unit_test(waits_end_with_the_epoch),

@@ -33,7 +33,7 @@
 #define SECOND_US UINT64_C(1000000)
 #define WAIT_NS UINT64_C(10000000000) /* far above what anything here takes */
 
-enum { LEASE_US = 2000000, RANKS = 4 };
+enum { LEASE_US = 2000000, LONG_LEASE_US = 1000000000, RANKS = 4 };
 
 /* ---- helpers ---- */
 
@@ -42,10 +42,24 @@ struct client {
     struct store *store;
 };
 
+/* What the store told its host last about rank 1. */
+static char last_event[64];
+
+static void note_event(void *context, int32_t rank, uint32_t incarnation, const char *what)
+{
+    (void)context;
+    (void)incarnation;
+    if (rank == 1)
+        snprintf(last_event, sizeof last_event, "%s", what);
+}
+
 static struct store_server *server_new(int32_t ranks, int inject_fences, uint64_t lease_us)
 {
     struct store_server *server = NULL;
-    struct store_server_config config = {.ranks = ranks, .lease_us = lease_us, .inject_fences = inject_fences};
+    struct store_server_config config = {.ranks = ranks,
+                                         .lease_us = lease_us,
+                                         .inject_fences = inject_fences,
+                                         .on_event = note_event};
     assert_int_equal(store_server_create(&config, &server), MUSTER_OK);
     return server;
 }
@@ -491,7 +505,8 @@ static void test_fenced_writes_are_refused(void **state)
     assert_int_equal(swap_view(&c, 0, 1).status, MUSTER_ERR_EVICTED);
     struct client next = client_open(server, 1);
     assert_int_equal(next.store->welcome.incarnation, 2);
-    client_close(&c); /* the old connection's end is not the new presence's */
+    c.store->ops->leave(c.store);
+    client_close(&c); /* neither the old one's leave nor its connection's end is the new presence's */
     assert_int_equal(put(&next, "config/g/1", "x").status, MUSTER_OK);
     assert_true(store_server_present(server, 1));
     client_close(&next);
@@ -854,15 +869,18 @@ static void test_hostile_clients(void **state)
     store_server_destroy(server);
 }
 
+/* Also not when they name the right store and nobody. */
 static void test_frames_before_hello(void **state)
 {
     (void)state;
     struct store_server *server = server_running();
+    struct raw known = raw_open(server, 0);
     for (enum wire_type type = WIRE_GET; type < WIRE_TYPES; type++) {
-        struct raw raw = {.fd = store_server_connect(server), .rank = 1, .incarnation = 1};
+        struct raw raw = {.fd = store_server_connect(server), .store_id = known.store_id, .rank = -1};
         assert_int_equal(raw_send(&raw, raw_frame(&raw, type)), 0);
         assert_closed(&raw);
     }
+    close(known.fd);
     store_server_destroy(server);
 }
 
@@ -1013,16 +1031,41 @@ static void test_silent_store(void **state)
     store_server_destroy(server);
 }
 
+/* A client that did not run itself gives the store a whole lease anew before it calls it lost. */
+static void test_own_pause_is_not_held_against_the_store(void **state)
+{
+    (void)state;
+    enum { SHORT_LEASE_US = 300000 };
+    struct store_server *server = server_new(RANKS, 1, SHORT_LEASE_US);
+    pthread_t thread;
+    assert_int_equal(pthread_create(&thread, NULL, serve_until_present, server), 0);
+    struct client c = client_open(server, 1);
+    pthread_join(thread, NULL);
+    struct store_event event;
+    do
+        next_event(c.store, UINT64_C(500) * SHORT_LEASE_US, &event); /* half a lease: a ping is out by then */
+    while (event.type == STORE_CHANGE);
+    assert_int_equal(event.type, STORE_NOTHING);
+    poll(NULL, 0, 2 * SHORT_LEASE_US / 1000);
+    uint64_t start_ns = clock_ns();
+    next_event(c.store, 0, &event);
+    assert_int_equal(event.type, STORE_NOTHING);
+    await_lost(c.store);
+    assert_true(clock_ns() - start_ns >= UINT64_C(1000) * SHORT_LEASE_US);
+    client_close(&c);
+    store_server_destroy(server);
+}
+
 /* Pings keep a quiet connection up over many leases; a client that slept longer than a lease does not blame the store. */
 static void test_lease_is_kept(void **state)
 {
     (void)state;
-    enum { SHORT_LEASE_US = 60000 };
+    enum { SHORT_LEASE_US = 400000 };
     struct store_server *server = server_new(RANKS, 1, SHORT_LEASE_US);
     assert_int_equal(store_server_start_thread(server), MUSTER_OK);
     struct client c = client_open(server, 1);
     struct store_event event;
-    uint64_t end_ns = clock_ns() + UINT64_C(10) * SHORT_LEASE_US * 1000;
+    uint64_t end_ns = clock_ns() + UINT64_C(4) * SHORT_LEASE_US * 1000;
     while (clock_ns() < end_ns) {
         next_event(c.store, 20000000, &event);
         assert_true(event.type == STORE_NOTHING || event.type == STORE_CHANGE);
@@ -1061,7 +1104,7 @@ static void *forged_welcome(void *argument)
                                        .rank = 1,
                                        .incarnation = 3,
                                        .peer = -1,
-                                       .number = LEASE_US});
+                                       .number = LONG_LEASE_US});
     return forged;
 }
 
@@ -1111,6 +1154,9 @@ static void test_store_that_cannot_be_believed(void **state)
     forged_expect_lost(good, forged_change(77, 13, 14)); /* a change newer than the store */
     bad = forged_change(77, 13, 13);
     bad.incarnation = 2;
+    forged_expect_lost(good, bad);
+    bad = forged_change(77, 11, 11);
+    bad.type = WIRE_REPLY;
     forged_expect_lost(good, bad);
     bad = forged_change(77, 13, 13);
     bad.type = WIRE_HELLO;
@@ -1338,17 +1384,75 @@ static void test_broken_off_process_is_killed(void **state)
     stage_end(&stage);
 }
 
-/* An exit keeps its status: ending the presence does not turn it into a kill. A leave before it is no death. */
+/* A forked child speaks over the inherited socket: garbage, a frame, a hello. */
+static void child_with_a_talkative_child(struct store *store, int argument)
+{
+    if (fork() == 0) {
+        struct raw raw = {.fd = store->ops->fd(store), .rank = 1, .incarnation = 1};
+        struct wire_frame hello = raw_frame(&raw, WIRE_HELLO);
+        hello.number = RANKS;
+        send(raw.fd, "garbage", 7, 0);
+        raw_send(&raw, raw_frame(&raw, WIRE_LEAVE));
+        raw_send(&raw, hello);
+        _exit(0);
+    }
+    wait(NULL);
+    uint64_t id = store->ops->put(store, "config/g/1", "x", 1);
+    struct store_event event;
+    do { /* what the store answers to the child is skipped: no frame of ours is refused */
+        next_event(store, 5000000000, &event);
+        if (event.type == STORE_LOST || event.type == STORE_NOTHING)
+            _exit(50);
+    } while (event.type != STORE_REPLY || event.id != id);
+    child_leave(store, argument);
+}
+
+/* Only the process that holds the rank speaks for it, and it does not suffer for what others say over its socket. */
+static void test_strangers_are_ignored(void **state)
+{
+    (void)state;
+    struct stage stage = stage_new();
+    pid_t pid = rank_spawn(stage.server, 1, child_with_a_talkative_child, 0);
+    serve_until(stage.server, stage.pipe_end, "fenced/1", false, 1);
+    int status = wait_status(pid);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 0);
+    assert_string_equal(last_event, "left");
+    stage_end(&stage);
+}
+
+/* Much to say, then a leave and the exit, with everything unread that the store has said. */
+static void child_leave_late(struct store *store, int argument)
+{
+    poll(NULL, 0, 30); /* by then the store is not served */
+    for (int i = 0; i < 100; i++)
+        store->ops->put(store, "config/last/1", "words", 5);
+    child_leave(store, argument);
+}
+
+static void child_exit_late(struct store *store, int argument)
+{
+    poll(NULL, 0, 30);
+    child_exit(store, argument);
+}
+
+/*
+ * An exit keeps its status: ending the presence does not turn it into a kill. A leave before it is no death, even if
+ * the store hears of both at once.
+ */
 static void test_exits(void **state)
 {
     (void)state;
     struct stage stage = stage_new();
     for (uint32_t i = 0; i < 20; i++) {
-        pid_t pid = rank_spawn(stage.server, 1, i % 2 ? child_exit : child_leave, 7);
-        serve_until(stage.server, stage.pipe_end, "fenced/1", false, i + 1);
+        bool leaves = i % 2 == 0;
+        pid_t pid = rank_spawn(stage.server, 1, leaves ? child_leave_late : child_exit_late, 7);
+        serve_until(stage.server, stage.pipe_end, "presence/1", false, i + 1);
         int status = wait_status(pid);
+        serve_until(stage.server, stage.pipe_end, "fenced/1", false, i + 1);
         assert_true(WIFEXITED(status));
-        assert_int_equal(WEXITSTATUS(status), i % 2 ? 7 : 0);
+        assert_int_equal(WEXITSTATUS(status), leaves ? 0 : 7);
+        assert_string_equal(last_event, leaves ? "left" : "died");
     }
     stage_end(&stage);
 }
@@ -1393,11 +1497,13 @@ int main(void)
         cmocka_unit_test(test_flood_without_reading),
         cmocka_unit_test(test_store_destroyed),
         cmocka_unit_test(test_silent_store),
+        cmocka_unit_test(test_own_pause_is_not_held_against_the_store),
         cmocka_unit_test(test_lease_is_kept),
         cmocka_unit_test(test_store_that_cannot_be_believed),
         cmocka_unit_test(test_kill_is_seen_quickly),
         cmocka_unit_test(test_stopped_rank),
         cmocka_unit_test(test_broken_off_process_is_killed),
+        cmocka_unit_test(test_strangers_are_ignored),
         cmocka_unit_test(test_exits),
         cmocka_unit_test(test_own_process_is_refused),
     };

@@ -31,23 +31,19 @@ static unsigned char *result_row(const struct returning *r, int rank, int32_t j)
 
 /* ------------------------------------------------------------------------------------------------------- rank-major */
 
+/* The first row goes apart from the others: it may be the first of all that belongs to another rank. */
 static void copy_results(struct returning *r, int rank)
 {
     const struct row_input *results = &r->args->results;
-    if (!results->data)
+    int32_t rows = r->x->received.rows[rank];
+    if (!results->data || rows == 0)
         return;
     size_t bytes = r->x->shape.result_bytes;
-    const unsigned char *from = results->data + (size_t)rank * r->args->block_stride;
-    int32_t rows = r->x->received.rows[rank], j = 0;
-    if (rows > 0 && (!r->first_row_sent || results->stride != bytes)) {
-        remote_copy(result_row(r, rank, 0), from, bytes);
-        row_sent(r, rank);
-        j = 1;
-    }
-    if (results->stride == bytes && j < rows)
-        remote_copy(result_row(r, rank, j), from + (size_t)j * bytes, (size_t)(rows - j) * bytes);
-    for (; results->stride != bytes && j < rows; j++)
-        remote_copy(result_row(r, rank, j), from + (size_t)j * results->stride, bytes);
+    struct row_input from = {results->data + (size_t)rank * r->args->block_stride, results->stride};
+    exchange_copy_rows(result_row(r, rank, 0), &from, bytes, 1);
+    row_sent(r, rank);
+    from.data += from.stride;
+    exchange_copy_rows(result_row(r, rank, 1), &from, bytes, rows - 1);
 }
 
 /* ----------------------------------------------------------------------------------------------------- expert-major */

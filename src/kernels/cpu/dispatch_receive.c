@@ -14,23 +14,36 @@ struct receiving {
 /* ------------------------------------------------------------------------------------------ what every layout needs */
 
 /*
- * X8, X9: how many rows came from each active rank, refused if there cannot be so many or if the sender has another
- * mask. A rank outside the mask reads as zero rows, whatever it may have stored before it was left out.
+ * X8, X9: whether an active rank's dispatch is the other half of this one: sent in the same step, for the same ranks,
+ * with a possible number of rows. Otherwise the step is void: a caller that left an operation out may be one pair ahead
+ * or behind, and its flag says no more than that it has sent something.
  */
+static bool accept_line(const struct receiving *r, const struct exchange_line *line, int rank, uint32_t *rows)
+{
+    muster_mask mask = {{0, 0}};
+    uint64_t number;
+    remote_read(rows, &line->rows, sizeof(*rows));
+    remote_read(mask.word, line->mask, sizeof(mask.word));
+    remote_read(&number, &line->step, sizeof(number));
+    if (number != r->step->number) {
+        failure_record(r->step->control,
+                       failure_pack(MUSTER_REASON_REFUSED, MUSTER_PHASE_DISPATCH, rank, r->step->epoch));
+        return false;
+    }
+    if (*rows <= (uint32_t)r->x->shape.tokens && mask_equal(mask, r->step->mask))
+        return true;
+    exchange_refuse(r->step, MUSTER_PHASE_DISPATCH, rank, *rows);
+    return false;
+}
+
+/* A rank outside the mask reads as zero rows, whatever it may have stored before it was left out (X7). */
 static bool accept_lines(const struct receiving *r)
 {
     struct exchange_line *line = exchange_lines(r->step, r->step->rank, r->x->shape.dispatch_line);
     for (int rank = 0; rank < r->step->ranks; rank++) {
         uint32_t rows = 0;
-        muster_mask mask = r->step->mask;
-        if (mask_has(r->step->mask, rank)) {
-            remote_read(&rows, &line[rank].rows, sizeof(rows));
-            remote_read(mask.word, line[rank].mask, sizeof(mask.word));
-        }
-        if (rows > (uint32_t)r->x->shape.tokens || !mask_equal(mask, r->step->mask)) {
-            exchange_refuse(r->step, MUSTER_PHASE_DISPATCH, rank, rows);
+        if (mask_has(r->step->mask, rank) && !accept_line(r, &line[rank], rank, &rows))
             return false;
-        }
         r->x->received.rows[rank] = (int32_t)rows;
     }
     return true;

@@ -46,22 +46,14 @@ static void sending_quantise(struct sending *s, const struct row_input *hidden, 
     s->from[0] = s->from[1] = begin;
 }
 
-/* Sends rows [j, j + count) of a rank, whose tokens follow one another: one copy if the input is compact. */
+/* Sends rows [j, j + count) of a rank, whose tokens follow one another. */
 static void send_run(const struct sending *s, int a, int rank, int32_t j, int32_t count)
 {
     const struct exchange_array *array = &s->x->shape.array[a];
-    const struct row_input *input = &s->input[a];
     int32_t token = s->x->plan.token[exchange_row(&s->x->shape, rank, j)] - s->from[a];
-    const unsigned char *from = input->data + (size_t)token * input->stride;
-    size_t bytes = array->row_bytes;
-    unsigned char *to =
-        exchange_at(s->step, rank, array->offset) + exchange_row(&s->x->shape, s->step->rank, j) * bytes;
-    if (input->stride == bytes) {
-        remote_copy(to, from, (size_t)count * bytes);
-        return;
-    }
-    for (int32_t i = 0; i < count; i++)
-        remote_copy(to + (size_t)i * bytes, from + (size_t)i * input->stride, bytes);
+    struct row_input from = {s->input[a].data + (size_t)token * s->input[a].stride, s->input[a].stride};
+    size_t to = exchange_row(&s->x->shape, s->step->rank, j) * array->row_bytes;
+    exchange_copy_rows(exchange_at(s->step, rank, array->offset) + to, &from, array->row_bytes, count);
 }
 
 static void send_rows(const struct sending *s, int rank, int32_t begin, int32_t end)
@@ -130,6 +122,7 @@ static void send_plan_to(const struct sending *s, int rank)
     struct exchange_line *line = &exchange_lines(s->step, rank, shape->dispatch_line)[s->step->rank];
     uint32_t count = (uint32_t)plan->rows[rank];
     remote_copy(line->mask, s->step->mask.word, sizeof(line->mask));
+    remote_copy(&line->step, &s->step->number, sizeof(line->step));
     remote_copy(&line->rows, &count, sizeof(count));
 }
 

@@ -27,6 +27,16 @@ void exchange_raise(const struct kernel_step *step, const struct exchange_order 
     }
 }
 
+void exchange_copy_rows(unsigned char *to, const struct row_input *from, size_t row_bytes, int32_t count)
+{
+    if (from->stride == row_bytes) {
+        remote_copy(to, from->data, (size_t)count * row_bytes);
+        return;
+    }
+    for (int32_t i = 0; i < count; i++)
+        remote_copy(to + (size_t)i * row_bytes, from->data + (size_t)i * from->stride, row_bytes);
+}
+
 void exchange_refuse(const struct kernel_step *step, muster_phase phase, int peer, uint64_t detail)
 {
     atomic_store(&step->control->failure_detail, detail);

@@ -69,6 +69,9 @@ static inline size_t exchange_row(const struct exchange_shape *shape, int rank, 
     return (size_t)rank * (size_t)shape->tokens + (size_t)j;
 }
 
+/* Stores `count` rows one after the other: in one go if the input is compact. */
+void exchange_copy_rows(unsigned char *to, const struct row_input *from, size_t row_bytes, int32_t count);
+
 /* The active ranks in the order in which they are served: from the next one upwards, so that not all begin with the
  * same, and this rank itself last. */
 struct exchange_order {

@@ -20,7 +20,7 @@ struct rows_sum {
 struct rows_arithmetic {
     /*
      * out = (((+0 + weight[0] * row[0]) + weight[1] * row[1]) + ...), each product and each sum rounded to fp32 on its
-     * own, the end rounded once to the type of the rows. No rows: zeros.
+     * own, the end rounded once to the type of the rows (X15). No rows: zeros.
      */
     void (*add)(const struct rows_sum *sum, bool fp32, size_t elements, void *out);
     /* Codes and scales of one row, a scale per group of MUSTER_EP_FP8_GROUP elements. */

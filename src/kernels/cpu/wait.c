@@ -46,7 +46,7 @@ static void wait_fail(const struct kernel_step *step, muster_reason reason, must
     failure_record(step->control, failure_pack(reason, phase, peer, step->epoch));
 }
 
-/* For the agent, which tells the other ranks whom this one waits for when it is accused of being late (M rules). */
+/* For the agent, which tells the other ranks whom this one waits for when it is accused of being late (M7). */
 static void wait_publish(const struct wait *w)
 {
     struct kernel_control *control = w->step->control;

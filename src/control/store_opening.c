@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+/* How a connection to the embedded store is opened: the socket, the hello, and what may come instead of a welcome. */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "control/store_client.h"
+#include "core/clock.h"
+#include "core/error.h"
+
+/* What is tried until when, and what stood in the way last. */
+struct opening {
+    const char *where;
+    uint64_t deadline_ns;
+    char obstacle[192];
+};
+
+static bool time_is_up(const struct opening *o)
+{
+    return clock_ns() >= o->deadline_ns;
+}
+
+/* A descriptor number from the environment may by now be something else of this process: it is looked at first. */
+static bool is_store_socket(int fd)
+{
+    int domain = 0, type = 0;
+    socklen_t size = sizeof domain;
+    return getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) == 0 && domain == AF_UNIX &&
+           getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) == 0 && type == SOCK_SEQPACKET;
+}
+
+static muster_status open_inherited(struct embedded *e, const struct opening *o)
+{
+    char *end;
+    errno = 0;
+    long fd = strtol(o->where + strlen("fd:"), &end, 10);
+    if (errno || *end || end == o->where + strlen("fd:") || fd < 0 || fd > INT32_MAX)
+        return error_set(MUSTER_ERR_ARGUMENT, "store \"%s\": a descriptor number must follow \"fd:\"", o->where);
+    if (!is_store_socket((int)fd))
+        return error_set(MUSTER_ERR_ARGUMENT, "store \"%s\" is not an open connection to a store in this process",
+                         o->where);
+    e->fd = (int)fd;
+    e->inherited = true;
+    fcntl(e->fd, F_SETFD, FD_CLOEXEC); /* what this process starts is not this rank */
+    return MUSTER_OK;
+}
+
+static bool connect_once(struct embedded *e, struct opening *o, const struct sockaddr_un *address, socklen_t length)
+{
+    e->fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (e->fd >= 0 && connect(e->fd, (const struct sockaddr *)address, length) == 0)
+        return true;
+    snprintf(o->obstacle, sizeof o->obstacle, "%s", strerror(errno));
+    if (e->fd >= 0)
+        close(e->fd);
+    e->fd = -1;
+    return false;
+}
+
+/* The store may not have been started yet, so connecting is tried until the deadline. */
+static muster_status open_named(struct embedded *e, struct opening *o)
+{
+    struct sockaddr_un address;
+    socklen_t length;
+    if (!socket_address(o->where + strlen("unix:@"), &address, &length))
+        return error_set(MUSTER_ERR_ARGUMENT, "store \"%s\": a name of 1 to %zu characters must follow \"unix:@\"",
+                         o->where, sizeof address.sun_path - 1);
+    while (!connect_once(e, o, &address, length)) {
+        if (time_is_up(o))
+            return error_set(MUSTER_ERR_TIMEOUT, "store \"%s\" cannot be reached: %s", o->where, o->obstacle);
+        poll(NULL, 0, STORE_RETRY_MS);
+    }
+    if (socket_peer_is_us(e->fd))
+        return MUSTER_OK;
+    return error_set(MUSTER_ERR_STORE, "store \"%s\" belongs to another user", o->where);
+}
+
+static muster_status open_socket(struct embedded *e, struct opening *o)
+{
+    if (strncmp(o->where, "fd:", strlen("fd:")) == 0)
+        return open_inherited(e, o);
+    if (strncmp(o->where, "unix:@", strlen("unix:@")) == 0)
+        return open_named(e, o);
+    return error_set(MUSTER_ERR_ARGUMENT, "store \"%s\" must be \"fd:N\" or \"unix:@NAME\"", o->where);
+}
+
+static uint64_t send_hello(struct embedded *e, int32_t rank, int32_t ranks)
+{
+    e->store.welcome = (struct store_welcome){.rank = rank, .ranks = ranks};
+    return embedded_send(e, &(struct wire_frame){.type = WIRE_HELLO, .peer = -1, .number = (uint64_t)ranks}, -1);
+}
+
+/*
+ * Waits for the answer to `request`. What an earlier user of an inherited connection left unread, damaged or not, is
+ * skipped. False: none came in time, or the connection ended (bytes = 0).
+ */
+static bool await_answer(struct embedded *e, const struct opening *o, uint64_t request, struct wire_frame *answer,
+                         struct socket_message *message)
+{
+    message->bytes = 1;
+    while (!time_is_up(o)) {
+        embedded_flush(e);
+        if (socket_receive(e->fd, e->frame, sizeof e->frame, message) != 0) {
+            struct pollfd readable = {.fd = e->fd, .events = POLLIN};
+            poll(&readable, 1, STORE_RETRY_MS);
+            continue;
+        }
+        if (message->fd >= 0)
+            close(message->fd);
+        if (!message->bytes)
+            return false;
+        if (!wire_get_frame(e->frame, message->bytes, answer) && answer->request == request &&
+            (answer->type == WIRE_WELCOME || answer->type == WIRE_REFUSED))
+            return true;
+    }
+    return false;
+}
+
+/* One hello and its answer. AGAIN: refused for now. */
+static muster_status greet(struct embedded *e, struct opening *o, int32_t rank, int32_t ranks)
+{
+    struct wire_frame answer;
+    struct socket_message message;
+    if (!await_answer(e, o, send_hello(e, rank, ranks), &answer, &message)) {
+        if (!message.bytes)
+            return error_set(MUSTER_ERR_STORE, "store \"%s\" closed the connection of rank %d", o->where, rank);
+        return MUSTER_ERR_AGAIN;
+    }
+    if (answer.type == WIRE_WELCOME) {
+        embedded_take_welcome(e, &answer);
+        return MUSTER_OK;
+    }
+    snprintf(o->obstacle, sizeof o->obstacle, "%.*s", (int)answer.value_bytes, (const char *)answer.value);
+    if (answer.number)
+        return MUSTER_ERR_AGAIN;
+    return error_set(MUSTER_ERR_STORE, "store \"%s\" refused rank %d: %s", o->where, rank, o->obstacle);
+}
+
+/* The former holder of the rank may still be about to exit, so a refusal for now is tried again. */
+static muster_status greet_until(struct embedded *e, struct opening *o, int32_t rank, int32_t ranks)
+{
+    for (;;) {
+        muster_status status = greet(e, o, rank, ranks);
+        if (status != MUSTER_ERR_AGAIN)
+            return status;
+        if (time_is_up(o))
+            return error_set(MUSTER_ERR_TIMEOUT, "store \"%s\" did not welcome rank %d in time: %s", o->where, rank,
+                             *o->obstacle ? o->obstacle : "it did not answer");
+        poll(NULL, 0, STORE_RETRY_MS);
+    }
+}
+
+muster_status store_embedded_open(const char *where, int32_t rank, int32_t ranks, uint64_t timeout_us,
+                                  struct store **store)
+{
+    struct embedded *e = embedded_create();
+    if (!e)
+        return error_set(MUSTER_ERR_MEMORY, "out of memory for a connection to the store");
+    struct opening o = {.where = where, .deadline_ns = clock_ns() + timeout_us * 1000};
+    muster_status status = open_socket(e, &o);
+    if (status == MUSTER_OK)
+        status = greet_until(e, &o, rank, ranks);
+    if (status == MUSTER_OK) {
+        *store = &e->store;
+        return MUSTER_OK;
+    }
+    embedded_free(e);
+    return status;
+}
