@@ -9,6 +9,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "muster/group.h"
+
 enum { CHANNEL_MAX_TEXT = 2048 };
 
 enum channel_type {
@@ -19,8 +21,8 @@ enum channel_type {
     CHANNEL_FINISH, /* leave in good order */
     /* worker to router */
     CHANNEL_TOKEN, /* request, position, value = token */
-    CHANNEL_VIEW, /* epoch installed at ns; value = active ranks */
-    CHANNEL_LOADED, /* epoch; value = experts; from ns to end_ns */
+    CHANNEL_VIEW, /* epoch installed at ns; value = active ranks; mask */
+    CHANNEL_LOADED, /* epoch; value = experts, experts_loaded = since the start was over; from ns to end_ns */
     CHANNEL_RESUMED, /* ns: the end of the first good step of epoch */
     CHANNEL_FIRED, /* ns: an armed fault is about to happen here */
     CHANNEL_STATISTICS, /* routes, remote_routes, experts_loaded, steps */
@@ -37,6 +39,7 @@ struct channel_message {
     uint64_t ns, end_ns; /* CLOCK_MONOTONIC */
     uint64_t step;
     uint64_t routes, remote_routes, experts_loaded, steps;
+    muster_mask mask;
     uint32_t text_bytes;
     unsigned char text[CHANNEL_MAX_TEXT];
 };

@@ -8,10 +8,17 @@
 
 #include "channel.h"
 #include "core/clock.h"
+#include "core/error.h"
 #include "core/fault.h"
 #include "engine.h"
 
-enum { WORKER_MAX_JOBS = 256, WORKER_MAX_ARMS = 8, WORKER_READY_US = 20000, WORKER_FINISH_MS = 1000 };
+enum {
+    WORKER_MAX_JOBS = 256,
+    WORKER_MAX_ARMS = 8,
+    WORKER_READY_US = 20000,
+    WORKER_FINISH_MS = 1000,
+    WORKER_SEND_MS = 5000
+};
 
 /* A request that this rank works on. */
 struct job {
@@ -52,7 +59,8 @@ static void worker_fired(enum fault_point point)
 static void worker_on_view(void *context, const muster_view *view)
 {
     const struct worker *w = context;
-    struct channel_message m = {.type = CHANNEL_VIEW, .epoch = view->epoch, .value = view->active, .ns = clock_ns()};
+    struct channel_message m = {
+        .type = CHANNEL_VIEW, .epoch = view->epoch, .value = view->active, .mask = view->mask, .ns = clock_ns()};
     channel_send(w->config->channel, &m);
 }
 
@@ -69,18 +77,22 @@ static void worker_drop(struct worker *w, int32_t index)
 
 static muster_status worker_accept(struct worker *w, const struct channel_message *m)
 {
-    if (w->jobs == WORKER_MAX_JOBS || m->position < 1 || m->value < 1 || (int32_t)m->text_bytes < m->position ||
-        m->value > CHANNEL_MAX_TEXT - m->position)
-        return MUSTER_ERR_ARGUMENT;
+    int32_t given = (int32_t)m->text_bytes;
+    if (w->jobs == WORKER_MAX_JOBS)
+        return error_set(MUSTER_ERR_CAPACITY, "request %d: this rank works on %d already", m->request, w->jobs);
+    if (m->position < 1 || m->value < 1 || m->value > CHANNEL_MAX_TEXT - m->position || given < m->position ||
+        given >= m->position + m->value)
+        return error_set(MUSTER_ERR_ARGUMENT, "request %d: %d bytes of prompt, %d to generate, %d given", m->request,
+                         m->position, m->value, given);
     struct job *job = calloc(1, sizeof *job);
     float *logits = calloc((size_t)engine_vocabulary(w->engine), sizeof *logits);
     if (!job || !logits) {
         free(job);
         free(logits);
-        return MUSTER_ERR_MEMORY;
+        return error_set(MUSTER_ERR_MEMORY, "request %d: no memory", m->request);
     }
     *job = (struct job){.request = m->request, .prompt = m->position, .limit = m->value, .logits = logits};
-    for (; job->length < (int32_t)m->text_bytes; job->length++)
+    for (; job->length < given; job->length++)
         job->token[job->length] = m->text[job->length];
     w->job[w->jobs++] = job;
     muster_status status = engine_sequence_new(w->engine, job->prompt + job->limit, &job->sequence);
@@ -144,6 +156,15 @@ static int32_t worker_batch(const struct worker *w, struct engine_item *item, st
     return items;
 }
 
+/* A router that has gone away, or takes nothing for long, has no more use for this rank. */
+static void worker_send(struct worker *w, struct channel_message *m)
+{
+    struct pollfd channel = {.fd = w->config->channel, .events = POLLOUT};
+    while (!w->finish && !channel_send(w->config->channel, m))
+        if (poll(&channel, 1, WORKER_SEND_MS) <= 0 || (channel.revents & (POLLERR | POLLHUP)))
+            w->finish = true;
+}
+
 static void worker_sample(struct worker *w, const struct engine_item *item, struct job **of, int32_t items)
 {
     for (int32_t i = 0; i < items; i++) {
@@ -156,9 +177,7 @@ static void worker_sample(struct worker *w, const struct engine_item *item, stru
                                     .position = job->length,
                                     .value = token};
         job->token[job->length++] = token;
-        while (!channel_send(w->config->channel, &m) && !w->finish) /* the router reads; its death ends the wait */
-            if (poll(&(struct pollfd){.fd = w->config->channel, .events = POLLOUT}, 1, WORKER_FINISH_MS) <= 0)
-                w->finish = true;
+        worker_send(w, &m);
     }
     for (int32_t i = w->jobs - 1; i >= 0; i--)
         if (w->job[i]->length == w->job[i]->prompt + w->job[i]->limit)
@@ -173,6 +192,7 @@ static void worker_report(struct worker *w)
         struct channel_message loaded = {.type = CHANNEL_LOADED,
                                          .epoch = s.epoch,
                                          .value = s.last_loaded,
+                                         .experts_loaded = s.experts_loaded,
                                          .ns = s.load_begin_ns,
                                          .end_ns = s.load_end_ns};
         channel_send(w->config->channel, &loaded);

@@ -10,10 +10,10 @@ mapfile -t sources < <(git ls-files --cached --others --exclude-standard '*.c' '
 echo "format: ${#sources[@]} files"
 clang-format --dry-run -Werror "${sources[@]}" || failed=1
 
-# cppcheck does not know vector types: it takes their lanes, filled one by one, for uninitialised.
+# cppcheck does not know vector types, whose lanes are filled one by one, nor that a call fills an array.
 echo "cppcheck"
 timeout 170 cppcheck --quiet --error-exitcode=1 --std=c11 --enable=warning,portability --inline-suppr -j "$(nproc)" \
-    --suppress=uninitvar:src/kernels/cpu/rows.c --suppress=missingIncludeSystem --suppress=normalCheckLevelMaxBranches -D_GNU_SOURCE -D__linux__ \
+    --suppress=uninitvar:src/kernels/cpu/rows_lanes.h --suppress=uninitvar:src/kernels/cpu/exchange.c --suppress=missingIncludeSystem --suppress=normalCheckLevelMaxBranches -D_GNU_SOURCE -D__linux__ \
     -I include -I src -I engine src engine tools examples || failed=1
 
 # Functions are meant to be held in mind: at most 70 lines in the library, the engine and the tool.

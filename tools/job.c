@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -15,20 +16,21 @@
 #include "muster/status.h"
 #include "process.h"
 
-enum { POLL_MS = 10, SHOW_NS = 100 * 1000 * 1000, LEASE_US = 5000000 };
+enum { POLL_MS = 10, SHOW_NS = 100 * 1000 * 1000, LEASE_US = 5000000, MAX_ARGUMENTS = 9 };
 
+static const uint64_t SETTLE_NS = UINT64_C(5000000000); /* after the last token, for the faults to be got over */
 static const uint64_t LEAVE_NS = UINT64_C(5000000000); /* for the ranks to leave; then they are killed */
 
 volatile sig_atomic_t job_interrupted;
 
 __attribute__((format(printf, 2, 3))) static void job_say(struct job *job, const char *format, ...)
 {
-    int slot = job->events++ % JOB_MAX_EVENTS;
+    struct job_event *event = &job->event[job->events++ % JOB_MAX_EVENTS];
     va_list arguments;
     va_start(arguments, format);
-    vsnprintf(job->event[slot].text, JOB_EVENT_BYTES, format, arguments);
+    vsnprintf(event->text, sizeof event->text, format, arguments);
     va_end(arguments);
-    job->event[slot].ns = clock_ns() - job->started_ns;
+    event->ns = clock_ns();
 }
 
 /* ---- What the store and the ranks say ---- */
@@ -38,10 +40,11 @@ static void job_store_event(void *context, int32_t rank, uint32_t incarnation, c
     struct job *job = context;
     (void)incarnation;
     bool trouble = strcmp(what, "died") == 0 || strcmp(what, "is to be fenced") == 0;
-    if (trouble && job->rank[rank].first_trouble_ns == 0)
+    if (!trouble)
+        return;
+    if (job->rank[rank].first_trouble_ns == 0)
         job->rank[rank].first_trouble_ns = clock_ns();
-    if (trouble)
-        job_say(job, "rank %d %s", rank, what);
+    job_say(job, "rank %d %s", rank, what);
 }
 
 static void job_note_add(struct job *job, int32_t rank, const struct channel_message *m)
@@ -52,21 +55,35 @@ static void job_note_add(struct job *job, int32_t rank, const struct channel_mes
                                                 .rank = rank,
                                                 .epoch = m->epoch,
                                                 .value = m->value,
+                                                .mask = m->mask,
                                                 .ns = m->ns,
                                                 .end_ns = m->end_ns};
 }
 
-static void job_fault_fired(struct job *job, int32_t rank, uint64_t ns)
+/* A fault that comes when the ranks have been told to leave has hit nothing. */
+static void job_fired(struct job *job, int32_t rank, uint64_t ns)
 {
-    for (int32_t i = 0; i < job->faults; i++) {
-        struct job_fault *f = &job->fault[i];
-        if (f->rank != rank || f->fired_ns)
-            continue;
-        f->fired_ns = ns;
+    const struct job_fault *f = job->leaving ? NULL : job_fault_fired(job, rank, ns);
+    if (f)
         job_say(job, "rank %d gets %s in step %llu, in the middle of layer %d's dispatch", rank,
                 f->signal == SIGKILL ? "SIGKILL" : "SIGSTOP", (unsigned long long)f->step, f->layer);
+}
+
+static void job_view(struct job *job, int32_t rank, const struct channel_message *m)
+{
+    if (m->epoch > job_epoch(job) && !job->leaving)
+        job_say(job, "epoch %u: %d ranks", m->epoch, m->value);
+    job->rank[rank].epoch = m->epoch;
+    job_note_add(job, rank, m);
+}
+
+/* What a rank loads when it opens the model is not worth a note: it is the same in every run. */
+static void job_loaded(struct job *job, int32_t rank, const struct channel_message *m)
+{
+    if (m->experts_loaded == 0 || m->value == 0 || job->leaving)
         return;
-    }
+    job_say(job, "rank %d loaded %d experts in %.1f ms", rank, m->value, (double)(m->end_ns - m->ns) / 1e6);
+    job_note_add(job, rank, m);
 }
 
 static void job_message(void *context, int32_t rank, const struct channel_message *m)
@@ -74,19 +91,10 @@ static void job_message(void *context, int32_t rank, const struct channel_messag
     struct job *job = context;
     struct job_rank *r = &job->rank[rank];
     switch (m->type) {
-    case CHANNEL_VIEW:
-        if (m->epoch > job_epoch(job))
-            job_say(job, "epoch %u: %d ranks", m->epoch, m->value);
-        r->epoch = m->epoch;
-        job_note_add(job, rank, m);
-        break;
-    case CHANNEL_LOADED:
-        if (m->value)
-            job_say(job, "rank %d loaded %d experts in %.1f ms", rank, m->value, (double)(m->end_ns - m->ns) / 1e6);
-        job_note_add(job, rank, m);
-        break;
+    case CHANNEL_VIEW: job_view(job, rank, m); break;
+    case CHANNEL_LOADED: job_loaded(job, rank, m); break;
     case CHANNEL_RESUMED: job_note_add(job, rank, m); break;
-    case CHANNEL_FIRED: job_fault_fired(job, rank, m->ns); break;
+    case CHANNEL_FIRED: job_fired(job, rank, m->ns); break;
     case CHANNEL_STATISTICS:
         r->routes = m->routes, r->remote_routes = m->remote_routes;
         r->experts_loaded = m->experts_loaded, r->steps = m->steps;
@@ -101,9 +109,20 @@ void job_init(struct job *job, const struct job_plan *plan)
 {
     memset(job, 0, sizeof *job);
     job->plan = *plan;
+    for (int32_t r = 0; r < ROUTER_MAX_RANKS; r++)
+        job->rank[r].trace = -1;
     router_init(&job->router, plan->ranks);
     job->router.on_message = job_message;
     job->router.context = job;
+}
+
+void job_close(struct job *job)
+{
+    for (int32_t r = 0; r < job->plan.ranks; r++)
+        if (job->rank[r].trace >= 0)
+            close(job->rank[r].trace);
+    for (int32_t r = 0; r < job->plan.ranks; r++)
+        job->rank[r].trace = -1;
 }
 
 static void job_arm(struct job *job, int32_t rank, int channel)
@@ -116,54 +135,82 @@ static void job_arm(struct job *job, int32_t rank, int channel)
     }
 }
 
-static bool job_start_rank(struct job *job, int32_t rank)
+/* The rank writes into our memory, by way of /proc: whatever becomes of either, no file is left behind. */
+static bool job_trace(struct job *job, int32_t rank)
 {
-    char slots[16], batch[16], trace[512];
-    int channel[2];
+    char path[64];
+    if (!job->plan.trace)
+        return true;
+    int fd = memfd_create("muster-trace", MFD_CLOEXEC);
+    if (fd < 0)
+        return false;
+    job->rank[rank].trace = fd;
+    snprintf(path, sizeof path, "/proc/%d/fd/%d", (int)getpid(), fd);
+    return setenv("MUSTER_TRACE", path, 1) == 0;
+}
+
+static char *argument(const char *text)
+{
+    return (char *)(uintptr_t)text; /* exec takes char *const[], and does not write */
+}
+
+static pid_t job_start_process(struct job *job, int32_t rank, int channel, int store)
+{
+    char slots[16], batch[16];
     snprintf(slots, sizeof slots, "%d", job->plan.slots_per_rank);
     snprintf(batch, sizeof batch, "%d", job->plan.batch);
-    char *arguments[] = {(char *)(uintptr_t)job->plan.program,
-                         (char[]){"worker"},
-                         (char[]){"--model"},
-                         (char *)(uintptr_t)job->plan.model_dir,
-                         (char[]){"--slots"},
-                         slots,
-                         (char[]){"--batch"},
-                         batch,
-                         NULL};
-    struct process_plan plan = {.arguments = arguments, .rank = rank, .ranks = job->plan.ranks, .out = -1, .err = -1};
-    if (job->plan.trace_dir) {
-        snprintf(trace, sizeof trace, "%s/%%r.json", job->plan.trace_dir);
-        setenv("MUSTER_TRACE", trace, 1);
-    }
-    if (channel_pair(channel) != 0)
-        return false;
+    char *arguments[MAX_ARGUMENTS] = {argument(job->plan.program),
+                                      argument("worker"),
+                                      argument("--model"),
+                                      argument(job->plan.model_dir),
+                                      argument("--slots"),
+                                      slots,
+                                      argument("--batch"),
+                                      batch,
+                                      NULL};
+    struct process_plan plan = {.arguments = arguments,
+                                .rank = rank,
+                                .ranks = job->plan.ranks,
+                                .store = store,
+                                .in = channel,
+                                .out = -1,
+                                .err = -1};
     sigprocmask(SIG_SETMASK, NULL, &plan.mask);
-    plan.in = channel[1];
-    plan.store = store_server_connect(job->server);
-    job->rank[rank].pid = plan.store < 0 ? -1 : process_start(&plan);
-    job->rank[rank].alive = job->rank[rank].pid > 0;
+    return process_start(&plan);
+}
+
+static bool job_start_rank(struct job *job, int32_t rank)
+{
+    int channel[2];
+    if (!job_trace(job, rank) || channel_pair(channel) != 0)
+        return false;
+    int store = store_server_connect(job->server);
+    pid_t pid = store < 0 ? -1 : job_start_process(job, rank, channel[1], store);
+    int saved = errno;
     close(channel[1]);
-    if (plan.store >= 0)
-        close(plan.store);
+    if (store >= 0)
+        close(store);
+    job->rank[rank].pid = pid > 0 ? pid : 0;
     router_connect(&job->router, rank, channel[0]);
     job_arm(job, rank, channel[0]);
-    return job->rank[rank].alive;
+    errno = saved;
+    return pid > 0;
 }
 
 /* ---- Running ---- */
 
 static void job_reap(struct job *job)
 {
-    int status;
     for (int32_t r = 0; r < job->plan.ranks; r++) {
         struct job_rank *rank = &job->rank[r];
-        if (rank->pid <= 0 || waitpid(rank->pid, &status, WNOHANG) != rank->pid)
+        if (rank->pid == 0 || waitpid(rank->pid, &rank->status, WNOHANG) != rank->pid)
             continue;
+        uint64_t moved = job->router.moved;
         rank->pid = 0;
-        rank->status = status;
-        rank->alive = false;
         router_rank_died(&job->router, r);
+        if (job->router.moved > moved)
+            job_say(job, "%llu requests of rank %d go on elsewhere", (unsigned long long)(job->router.moved - moved),
+                    r);
     }
 }
 
@@ -177,28 +224,39 @@ static void job_wait(struct job *job)
     store_server_poll(job->server);
     for (int32_t r = 0; r < job->plan.ranks; r++)
         router_read(&job->router, r);
-    if (job->first_token_ns == 0 && job->router.accepted)
-        job->first_token_ns = clock_ns();
     job_reap(job);
+    uint64_t now_ns = clock_ns();
+    if (job->first_token_ns == 0 && job->router.accepted)
+        job->first_token_ns = now_ns;
+    if (job->last_token_ns == 0 && router_done(&job->router))
+        job->last_token_ns = now_ns;
 }
 
 static bool job_any_running(const struct job *job)
 {
     for (int32_t r = 0; r < job->plan.ranks; r++)
-        if (job->rank[r].pid > 0)
+        if (job->rank[r].pid)
             return true;
     return false;
+}
+
+/* Every token has come, and the ranks have got over the faults, or had the time to. */
+static bool job_served(struct job *job)
+{
+    if (!router_done(&job->router))
+        return false;
+    return job_faults_settle(job) || clock_ns() - job->last_token_ns > SETTLE_NS;
 }
 
 static void job_serve(struct job *job)
 {
     uint64_t shown_ns = 0;
-    while (!router_done(&job->router) && job_any_running(job) && !job_interrupted) {
+    while (!job_served(job) && job_any_running(job) && !job_interrupted) {
         router_assign(&job->router);
         job_wait(job);
         uint64_t now_ns = clock_ns();
         if (now_ns - job->started_ns > job->plan.limit_ns) {
-            job_say(job, "the time is up");
+            job_say(job, "the time is up: %llu s", (unsigned long long)(job->plan.limit_ns / 1000000000u));
             return;
         }
         if (job->plan.show && now_ns - shown_ns > SHOW_NS) {
@@ -208,100 +266,68 @@ static void job_serve(struct job *job)
     }
 }
 
+/* A rank that a fault has stopped counts as gone, even if nobody has noticed yet. */
+static int32_t job_count_alive(const struct job *job)
+{
+    int32_t alive = 0;
+    for (int32_t r = 0; r < job->plan.ranks; r++)
+        alive += job->rank[r].pid != 0 && job->rank[r].first_trouble_ns == 0 && job_spared(job, r);
+    return alive;
+}
+
 static void job_finish(struct job *job)
 {
     uint64_t end_ns = clock_ns() + LEAVE_NS;
+    job->leaving = true;
     struct channel_message m = {.type = CHANNEL_FINISH};
     for (int32_t r = 0; r < job->plan.ranks; r++)
         if (job->router.rank[r].fd >= 0)
             channel_send(job->router.rank[r].fd, &m);
     while (job_any_running(job) && clock_ns() < end_ns && !job_interrupted)
         job_wait(job);
-    for (int32_t r = 0; r < job->plan.ranks; r++)
-        if (job->rank[r].pid > 0) {
+    for (int32_t r = 0; r < job->plan.ranks; r++) {
+        if (job->rank[r].pid) {
             kill(job->rank[r].pid, SIGKILL);
-            waitpid(job->rank[r].pid, NULL, 0);
+            waitpid(job->rank[r].pid, &job->rank[r].status, 0);
             job->rank[r].pid = 0;
         }
-}
-
-/* ---- What came of the faults ---- */
-
-static bool job_survived(const struct job *job, int32_t rank)
-{
-    for (int32_t i = 0; i < job->faults; i++)
-        if (job->fault[i].rank == rank && job->fault[i].fired_ns)
-            return false;
-    return true;
-}
-
-/* When the last survivor first said `type` after since_ns; 0 if one never did. */
-static uint64_t job_last_first(const struct job *job, enum channel_type type, uint64_t since_ns)
-{
-    uint64_t last_ns = 0;
-    for (int32_t r = 0; r < job->plan.ranks; r++) {
-        uint64_t first_ns = 0;
-        for (int32_t i = 0; i < job->notes; i++) {
-            const struct job_note *n = &job->note[i];
-            if (n->rank == r && n->type == type && n->ns > since_ns && (!first_ns || n->ns < first_ns))
-                first_ns = n->ns;
-        }
-        if (job_survived(job, r) && first_ns == 0)
-            return 0;
-        if (job_survived(job, r) && first_ns > last_ns)
-            last_ns = first_ns;
-    }
-    return last_ns;
-}
-
-static void job_time_faults(struct job *job)
-{
-    for (int32_t i = 0; i < job->faults; i++) {
-        struct job_fault *f = &job->fault[i];
-        if (f->fired_ns == 0)
-            continue;
-        f->detected_ns = job->rank[f->rank].first_trouble_ns;
-        f->agreed_ns = job_last_first(job, CHANNEL_VIEW, f->detected_ns);
-        f->resumed_ns = job_last_first(job, CHANNEL_RESUMED, f->detected_ns);
+        job->disorderly += job->rank[r].status != 0 && job_spared(job, r);
     }
 }
 
-bool job_run(struct job *job)
+static bool job_start(struct job *job)
 {
     struct store_server_config config = {.ranks = job->plan.ranks,
                                          .lease_us = LEASE_US,
                                          .on_event = job_store_event,
                                          .context = job};
-    job->started_ns = clock_ns();
     if (store_server_create(&config, &job->server) != MUSTER_OK) {
         fprintf(stderr, "muster: %s\n", muster_last_error());
         return false;
     }
-    bool started = true;
-    for (int32_t r = 0; r < job->plan.ranks && started; r++)
-        started = job_start_rank(job, r);
-    if (started)
+    for (int32_t r = 0; r < job->plan.ranks; r++)
+        if (!job_start_rank(job, r)) {
+            fprintf(stderr, "muster: cannot start rank %d: %s\n", r, strerror(errno));
+            return false;
+        }
+    return true;
+}
+
+bool job_run(struct job *job)
+{
+    job->started_ns = clock_ns();
+    if (job_start(job))
         job_serve(job);
-    else
-        fprintf(stderr, "muster: cannot start a rank: %s\n", strerror(errno));
-    job->ended_ns = clock_ns();
+    bool done = router_done(&job->router);
+    job->served_alive = job_count_alive(job);
     job->served_epoch = job_epoch(job);
-    job_time_faults(job);
-    bool done = started && router_done(&job->router);
     if (job->plan.show)
         job->plan.show(job->plan.context);
-    job_finish(job);
+    if (job->server)
+        job_finish(job);
     router_close(&job->router);
     store_server_destroy(job->server);
     return done;
-}
-
-int32_t job_alive(const struct job *job)
-{
-    int32_t alive = 0;
-    for (int32_t r = 0; r < job->plan.ranks; r++)
-        alive += job_survived(job, r);
-    return alive;
 }
 
 uint32_t job_epoch(const struct job *job)
@@ -326,16 +352,4 @@ uint64_t job_experts_loaded(const struct job *job)
     for (int32_t r = 0; r < job->plan.ranks; r++)
         sum += job->rank[r].experts_loaded;
     return sum;
-}
-
-double job_weights_ms(const struct job *job)
-{
-    double longest = 0;
-    for (int32_t i = 0; i < job->notes; i++) {
-        const struct job_note *n = &job->note[i];
-        double ms = (double)(n->end_ns - n->ns) / 1e6;
-        if (n->type == CHANNEL_LOADED && n->value > 0 && n->epoch > 1 && ms > longest)
-            longest = ms;
-    }
-    return longest;
 }

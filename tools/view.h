@@ -5,20 +5,24 @@
 
 #include <stdbool.h>
 #include <stdint.h>
-#include <stdio.h>
 
 #include "job.h"
 
-struct view_screen {
+struct view {
     const struct job *job;
     const char *title;
     bool terminal; /* redraw; otherwise print new events */
+    int32_t rows, columns; /* of the terminal */
     int32_t shown_events;
     uint64_t tokens, tokens_ns; /* at the last look, for the rate */
     double tokens_per_s;
 };
 
-/* Draws or prints what is new. */
-void view_show(void *screen);
+void view_open(struct view *v, const struct job *job, const char *title, bool terminal);
+
+/* Draws or prints what is new; for job_plan.show. Left out while the output takes nothing: the run goes on. */
+void view_show(void *view);
+
+void view_close(struct view *v);
 
 #endif

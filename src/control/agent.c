@@ -462,8 +462,8 @@ static void *agent_main(void *argument)
     uint64_t watch_ns = 0;
     do {
         agent_sleep(g, watch_ns);
-        while (agent_take_store_event(g))
-            continue;
+        while (!g->stopped && agent_take_store_event(g)) {
+        }
         if (!g->stopped && member_next_ns(&g->member) <= clock_ns())
             agent_event(g, (struct member_event){.type = MEMBER_TICK});
         agent_check_quiesced(g);

@@ -262,6 +262,7 @@ static void group_member_config(const muster_group *g, struct member_config *con
     const muster_group_config *c = &g->config;
     uint64_t operation_ns = c->operation_timeout_us * GROUP_NS_PER_US;
     uint64_t grace_ns = operation_ns / 10;
+    uint64_t least_ns = 500000000; /* an agent that waits for a core is not to be taken for a dead one */
     *config = (struct member_config){
         .rank = c->rank,
         .ranks = c->ranks,
@@ -270,7 +271,7 @@ static void group_member_config(const muster_group *g, struct member_config *con
         .first_epoch = (uint32_t)config_number(CONFIG_FIRST_EPOCH),
         .propose_delay_ns = 2000000,
         .grace_ns = grace_ns < 50000000 ? grace_ns : 50000000,
-        .acknowledge_timeout_ns = operation_ns,
+        .acknowledge_timeout_ns = operation_ns > least_ns ? operation_ns : least_ns,
         .ready_timeout_ns = c->step_timeout_us * GROUP_NS_PER_US,
         .fence_timeout_ns = config_number(CONFIG_FENCE_TIMEOUT_US) * GROUP_NS_PER_US,
         .reply_timeout_ns = operation_ns,

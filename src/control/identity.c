@@ -17,7 +17,10 @@
 
 enum { MAX_JOB_VARIABLES = 3 };
 
-/* How a launcher says who a process is. Only `muster run` brings a store; for the others a sidecar is named after the job. */
+/*
+ * How a launcher says who a process is. Only `muster run` brings a store; for the others a sidecar is named after the
+ * job.
+ */
 struct launcher {
     const char *name;
     const char *rank, *ranks; /* environment variables */
@@ -94,7 +97,9 @@ static muster_status check_numbers(const struct identity *identity)
     return MUSTER_OK;
 }
 
-/* The ranks share memory, so they must share a host; where the launcher says otherwise, better now than by a timeout. */
+/*
+ * The ranks share memory, so they must share a host; where the launcher says otherwise, better now than by a timeout.
+ */
 static muster_status check_single_host(const struct launcher *from, int32_t ranks)
 {
     const char *local = from->local_ranks ? getenv(from->local_ranks) : NULL;

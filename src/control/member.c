@@ -567,13 +567,12 @@ static void member_decide(struct member *m, struct member_actions *actions)
 
 /* ---- Following the view ---- */
 
-/* Comes back eight times within the grace, for a rank that begins to wait in the middle of it. */
+/* Looks eight times within the grace, for a rank that begins to wait in the middle of it; later ever more rarely. */
 static void member_look_again(struct member *m)
 {
-    uint64_t pause_ns = m->config.grace_ns / 8 + 1;
-    uint64_t looks = (m->now_ns - m->accused_ns[m->config.rank]) / pause_ns + 1;
-    if (looks < 8)
-        (void)member_due(m, m->accused_ns[m->config.rank], looks * pause_ns);
+    uint64_t accused_for_ns = m->now_ns - m->accused_ns[m->config.rank];
+    uint64_t longer_ns = accused_for_ns > m->config.grace_ns ? accused_for_ns : m->config.grace_ns;
+    (void)member_due(m, m->now_ns, longer_ns / 8 + 1);
 }
 
 /* M7: who is accused says what it waits for, at once or when it begins to wait within the grace. */

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/* The inside of the embedded store's client: store_embedded.c (an open connection), store_opening.c (how it is opened). */
+/*
+ * The inside of the embedded store's client: store_embedded.c (an open connection), store_opening.c (how it is
+ * opened).
+ */
 #ifndef CONTROL_STORE_CLIENT_H
 #define CONTROL_STORE_CLIENT_H
 

@@ -17,19 +17,44 @@ enum {
 
 /* ---- life ---- */
 
-static struct connection *connection_slot(struct store_server *server)
+static struct connection *free_slot(struct store_server *server)
+{
+    for (int i = 0; i < STORE_MAX_CONNECTIONS; i++)
+        if (server->connection[i].fd < 0)
+            return &server->connection[i];
+    return NULL;
+}
+
+/* Some of the nameless may have closed, which has only not been read yet. */
+static void read_nameless(struct store_server *server)
+{
+    for (int i = 0; i < STORE_MAX_CONNECTIONS; i++)
+        if (server->connection[i].fd >= 0 && server->connection[i].rank < 0)
+            connection_read(server, &server->connection[i]);
+}
+
+/* The eldest of those that came through the listener and have never said hello makes room. */
+static struct connection *evict_nameless(struct store_server *server)
 {
     struct connection *eldest = NULL;
     for (int i = 0; i < STORE_MAX_CONNECTIONS; i++) {
         struct connection *c = &server->connection[i];
-        if (c->fd < 0)
-            return c;
         if (c->accepted && c->rank < 0 && (!eldest || c->age < eldest->age))
             eldest = c;
     }
     if (eldest)
         connection_close(server, eldest);
     return eldest;
+}
+
+static struct connection *connection_slot(struct store_server *server)
+{
+    struct connection *c = free_slot(server);
+    if (c)
+        return c;
+    read_nameless(server);
+    c = free_slot(server);
+    return c ? c : evict_nameless(server);
 }
 
 static int connection_watch(struct store_server *server, struct connection *c, int operation, uint32_t events)
@@ -73,7 +98,6 @@ void connection_unname(struct connection *c)
     c->incarnation = 0;
     c->streaming = false;
     c->broken = false;
-    c->answers = 0;
 }
 
 void connection_complain(struct connection *c, const char *format, ...)
@@ -91,10 +115,13 @@ void connection_complain(struct connection *c, const char *format, ...)
 
 /* ---- frames out ---- */
 
+/* Where nobody is left to listen, somebody else may still have said hello: the refusal is what he waits for. */
 void connection_answer(struct connection *c, const struct answer *answer)
 {
-    if (c->broken || c->answers == CONNECTION_MAX_ANSWERS)
-        return; /* the second cannot be: nothing is read from a connection without room for its answers */
+    if (c->broken && answer->type != WIRE_REFUSED)
+        return;
+    if (c->answers == CONNECTION_MAX_ANSWERS)
+        return; /* cannot be: nothing is read from a connection without room for its answers */
     c->answer[(c->first + c->answers++) % CONNECTION_MAX_ANSWERS] = *answer;
 }
 
@@ -279,10 +306,22 @@ void connection_read(struct store_server *server, struct connection *c)
             return;
 }
 
+/* All but the refusals of hellos, which are meant for somebody else. */
+static void drop_answers(struct connection *c)
+{
+    int kept = 0;
+    for (int i = 0; i < c->answers; i++) {
+        struct answer answer = c->answer[(c->first + i) % CONNECTION_MAX_ANSWERS];
+        if (answer.type == WIRE_REFUSED)
+            c->answer[(c->first + kept++) % CONNECTION_MAX_ANSWERS] = answer;
+    }
+    c->answers = kept;
+}
+
 void connection_drain(struct store_server *server, struct connection *c)
 {
     c->broken = true; /* nobody is left to answer */
-    c->answers = 0;
+    drop_answers(c);
     for (int i = 0; i < FRAMES_TO_DRAIN && c->rank >= 0; i++)
         if (!connection_read_one(server, c))
             return;

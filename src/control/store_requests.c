@@ -29,11 +29,20 @@ static void handle_get(struct store_server *server, struct connection *c, const 
     reply(server, c, frame, MUSTER_OK, store_keys_find(&server->keys, &name), true);
 }
 
+static bool swap_loses(const struct wire_frame *frame, const struct store_key *key)
+{
+    uint64_t revision = key && !key->gone ? key->revision : 0;
+    return frame->type == WIRE_SWAP && frame->key_revision != revision;
+}
+
+/* One that loses changes nothing, and a late proposal for an epoch that has gone by is no offence: it just loses. */
 static bool view_is_acceptable(struct store_server *server, const struct wire_frame *frame)
 {
     struct view next, now;
     const struct store_key *key = server->keys.view;
     int ranks = server->config.ranks;
+    if (swap_loses(frame, key))
+        return true;
     if (wire_get_view(frame->value, frame->value_bytes, ranks, &next) != 0)
         return false;
     return !key || wire_get_view(key->value, key->value_bytes, ranks, &now) != 0 || next.epoch >= now.epoch;
@@ -65,12 +74,6 @@ static const char *write_objection(struct store_server *server, const struct con
 static bool is_fenced(const struct store_server *server, const struct connection *c)
 {
     return c->incarnation <= server->holder[c->rank].fenced;
-}
-
-static bool swap_loses(const struct wire_frame *frame, const struct store_key *key)
-{
-    uint64_t revision = key && !key->gone ? key->revision : 0;
-    return frame->type == WIRE_SWAP && frame->key_revision != revision;
 }
 
 static void write_key(struct store_server *server, struct connection *c, const struct wire_frame *frame,

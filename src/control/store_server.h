@@ -28,7 +28,10 @@ struct store_server_config {
 muster_status store_server_create(const struct store_server_config *config, struct store_server **server);
 void store_server_destroy(struct store_server *server);
 
-/* A new connection: the client's end of a socket pair, to be inherited by a child or used in this process. Any thread. */
+/*
+ * A new connection: the client's end of a socket pair, to be inherited by a child or used in this process. Any
+ * thread.
+ */
 int store_server_connect(struct store_server *server); /* the descriptor, or -1 with errno */
 
 /*

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * libFuzzer target for the wire. The first byte chooses what the rest is taken for: a view, a record, a presence, a
- * fence, a frame, or a frame whose envelope is made right, so that what lies behind the checksum is reached. Whatever is
- * accepted must come out of the encoder as the same bytes: there is one way to say each thing.
+ * fence, a frame, or a frame whose envelope is made right, so that what lies behind the checksum is reached. Whatever
+ * is accepted must come out of the encoder as the same bytes: there is one way to say each thing.
  */
 #include <stdint.h>
 #include <stdlib.h>

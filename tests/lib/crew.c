@@ -18,8 +18,6 @@
 #include "core/clock.h"
 #include "core/fault.h"
 
-enum { HOLD_MS = 12 }; /* longer than the last rank's turn is late */
-
 static const struct exchange_case crew_cases[] = {
     {.name = "exact", .hidden = 32, .max_tokens = 6, .slots = 2, .topk = 3, .tokens = TOKENS_FULL, .ids64 = 1},
     {.name = "rank-major in place",
@@ -257,17 +255,25 @@ static int crew_poll_set(const struct crew *crew, struct pollfd *set)
     return count;
 }
 
+static void crew_hold(struct crew *crew, int signal)
+{
+    for (int r = 0; r < crew->favourite; r++)
+        crew_signal(crew, r, signal);
+}
+
 /* Who sees the store's answer and is not held acts on it; the others' acts come too late for the next answer. */
 static void crew_serve_slowly(struct crew *crew)
 {
-    struct timespec moment = {0, HOLD_MS * 1000000};
-    for (int r = 0; r < crew->favourite; r++)
-        crew_signal(crew, r, SIGSTOP);
+    const struct crew_member *first = &crew->member[crew->favourite];
+    struct timespec moment = {0, 1000000};
+    crew_hold(crew, SIGSTOP);
     store_server_poll(crew->server);
-    if (crew->favourite > 0)
+    for (int ms = 0; ms < crew->hold_ms && crew->favourite > 0 && first->pid > 0 && !first->stopped; ms++) {
         nanosleep(&moment, NULL);
-    for (int r = 0; r < crew->favourite; r++)
-        crew_signal(crew, r, SIGCONT);
+        crew_reap(crew);
+    }
+    crew_hold(crew, SIGCONT);
+    crew_reap(crew);
     crew->store_next_ns = clock_ns() + crew->store_pause_ns;
 }
 

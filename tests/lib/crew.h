@@ -42,7 +42,8 @@ struct crew {
     struct store_server *server;
     const char *program;
     uint64_t store_pause_ns; /* the store answers only this often; 0: at once */
-    int favourite; /* then this rank has the first turn after each answer: those below it are held for a moment */
+    int favourite; /* then this rank has the first turn after each answer: those below it are held this long */
+    int hold_ms;
     uint64_t store_next_ns;
     struct crew_member member[CREW_MAX];
     int epochs;

@@ -60,6 +60,16 @@ double oracle_fp8_value(uint8_t code)
     return sign * number_value(magnitude >> FP8_FRACTION_BITS, magnitude & 7, FP8_FRACTION_BITS, FP8_LEAST_EXPONENT);
 }
 
+/* The values of the codes of positive numbers, worked out once in each thread. */
+static const double *fp8_values(void)
+{
+    static _Thread_local double values[FP8_LARGEST + 1];
+    if (values[FP8_LARGEST] == 0.0)
+        for (unsigned code = 0; code <= FP8_LARGEST; code++)
+            values[code] = oracle_fp8_value((uint8_t)code);
+    return values;
+}
+
 /* Tries every code of the value's sign; of two that are equally near the even one. Beyond the largest is the largest. */
 uint8_t oracle_fp8_from(float value)
 {
@@ -68,10 +78,11 @@ uint8_t oracle_fp8_from(float value)
         return FP8_NAN;
     if (isinf(value))
         return (uint8_t)(sign | FP8_LARGEST);
+    const double *values = fp8_values();
     unsigned best = 0;
     double best_distance = INFINITY;
     for (unsigned code = 0; code <= FP8_LARGEST; code++) {
-        double distance = fabs(fabs((double)value) - oracle_fp8_value((uint8_t)code));
+        double distance = fabs(fabs((double)value) - values[code]);
         if (distance < best_distance || (distance == best_distance && code % 2 == 0)) {
             best = code;
             best_distance = distance;

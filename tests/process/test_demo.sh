@@ -1,12 +1,19 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# `muster demo`: nothing is lost and the text is the same, whoever is killed; and it says no when it has to.
+# `muster demo`: nothing is lost and the answers are the same, whoever is killed; and it says no when it has to.
 set -u
 muster=$1
 failed=0
 
-# field NAME: a number or word of the JSON object in $json
-field() { sed -n "s/.*\"$1\": \\([^,}]*\\).*/\\1/p" <<<"$json"; }
+# field NAME: the first number or word of that name in the JSON object in $json
+field() { grep -o "\"$1\": [^,}]*" <<<"$json" | head -n 1 | cut -d ' ' -f 2; }
+
+complain() {
+    failed=1
+    echo "FAILED: $*"
+}
+
+nobody_left() { pgrep -f "^$muster worker" >/dev/null && complain "$* left a worker behind"; }
 
 # demo STATUS OPTIONS...
 demo() {
@@ -15,60 +22,105 @@ demo() {
     json=$(timeout -k 5 100 "$muster" demo --json "$@" 2>/dev/null)
     local got=$?
     [ "$got" = "$wanted" ] || complain "exit status $got, wanted $wanted: demo $* gave $json"
-    pgrep -f "^$muster worker" >/dev/null && complain "demo $* left a worker behind"
-}
-
-complain() {
-    failed=1
-    echo "FAILED: $*"
+    nobody_left "demo $*"
 }
 
 is() { [ "$(field "$1")" = "$2" ] || complain "$1 is $(field "$1"), wanted $2: $json"; }
 above() { awk -v a="$(field "$1")" -v b="$2" 'BEGIN { exit !(a > b) }' || complain "$1 is not above $2: $json"; }
 
-for victim in 0 1 2 3; do
-    demo 0 --kill $victim@$((7 + 11 * victim)) --seed $victim
-    is alive 3
-    is epoch 2
+# Whatever happens to however many ranks: 1024 tokens, always the same ones.
+answers=
+same_answers() {
+    : "${answers:=$(field answers)}"
     is tokens 1024
     is tokens_lost 0
     is identical true
-    above remote_routes 0
-    above experts_loaded 0
-    above detect_ms 0
-    above resume_ms 0
+    is answers "$answers"
+}
+
+for victim in 0 1 2 3; do
+    demo 0 --kill $victim@$((7 + 11 * victim)) --seed $victim
+    is ranks 4
+    is alive 3
+    is epoch 2
+    is rank $victim
+    is happened true
+    for figure in detect_ms agree_ms weights_ms resume_ms tokens_per_s remote_routes experts_loaded; do
+        above $figure 0
+    done
+    same_answers
 done
 
 demo 0 --kill 1@20 --kill 2@20 # at once
 is alive 2
-is tokens_lost 0
+same_answers
+demo 0 --kill 3@20 --kill 0@30 --seed 5 # one after the other
+is alive 2
+is epoch 3
+same_answers
 demo 0 --stop 3@15
 is alive 3
 above detect_ms 900 # the deadline of an operation is 1 s
-demo 0 --ranks 2 --kill 0@5 --tokens 24
+above agree_ms 0
+same_answers
+demo 0 --ranks 2 --kill 0@5
 is alive 1
+same_answers
+demo 0 --ranks 7
+is alive 6
+above remote_routes 0
+same_answers
 
 demo 1 --kill 1@9999 # the run is over before: not what was asked for
+is happened false
+is identical true
 demo 2 --kill 4@1
 demo 2 --kill 1@1 --kill 1@2
+demo 2 --kill 1@
+demo 2 --kill 1@1x
+demo 2 --kill 1@-1
 demo 2 --ranks 1
+demo 1 --model /nonexistent
+demo 1 --prompts /nonexistent
 
-# The trace is a JSON array with the fault in it, and its scratch folder is gone.
+# Two prompts with the same answer would make the comparison worth little.
+prompts=$(mktemp)
+printf 'And it came to pass\nAnd it came to pass\n' >"$prompts"
+demo 1 --prompts "$prompts" --tokens 8
+is tokens_lost 0
+is identical false
+rm -f "$prompts"
+
+# The trace is a JSON array, an event a line: of the survivors, the launcher and the fault.
 trace=$(mktemp)
 demo 0 --kill 0@10 --trace "$trace"
-grep -q '"SIGKILL"' "$trace" && head -n 1 "$trace" | grep -qx '\[' && tail -n 1 "$trace" | grep -qx '\]' ||
-    complain "the trace is not what it should be"
+for event in '"SIGKILL"' '"name":"dispatch","ph":"X","pid":1' '"name":"load weights","ph":"X","pid":3' 'rank 0 died' '"launcher"'; do
+    grep -q -e "$event" "$trace" || complain "there is no $event in the trace"
+done
+[ "$(head -n 1 "$trace")" = "[" ] && [ "$(tail -n 1 "$trace")" = "]" ] || complain "the trace is no array"
+sed '1d;$d' "$trace" | sed '$d' | grep -qv '^{.*},$' && complain "a line of the trace is no element"
+sed '$d' "$trace" | tail -n 1 | grep -q '^{.*}$' || complain "the last element of the trace is not the last"
 rm -f "$trace"
-ls -d /tmp/muster-trace-* >/dev/null 2>&1 && complain "a trace folder was left behind"
 
-# A signal to the launcher ends the ranks too.
-"$muster" demo --json >/dev/null 2>&1 &
-launcher=$!
-sleep 0.3
-kill -INT $launcher
-wait $launcher
-[ $? = 1 ] || complain "an interrupted demo did not exit with 1"
-pgrep -f "^$muster worker" >/dev/null && complain "an interrupted demo left a worker behind"
+# A signal to the launcher ends the ranks too, also one that it cannot catch.
+interrupted() {
+    "$muster" demo --json >/dev/null 2>&1 &
+    local launcher=$!
+    for _ in $(seq 100); do
+        pgrep -f "^$muster worker" >/dev/null && break
+        sleep 0.02
+    done
+    sleep 0.2
+    kill "-$1" $launcher
+    wait $launcher 2>/dev/null
+    local status=$?
+    [ "$status" = "$2" ] || complain "SIG$1: exit status $status, wanted $2"
+    sleep "$3"
+    nobody_left "SIG$1"
+}
+interrupted INT 1 0
+interrupted TERM 1 0
+interrupted KILL 137 0.5
 
 [ "$failed" = 0 ] && echo "demo: all good"
 exit "$failed"

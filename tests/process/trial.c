@@ -33,8 +33,8 @@ struct trial {
     const struct exchange_case *c;
     muster_group *group;
     muster_ep *ep[2];
-    uint32_t epoch; /* of the last step */
-    uint64_t index; /* of the next step in that epoch; ranks of one epoch count alike */
+    uint32_t epoch; /* of the last step that took one */
+    uint64_t taken; /* steps in that epoch so far; ranks of one epoch count alike */
     uint32_t said; /* epoch of the last "good" */
 };
 
@@ -162,16 +162,13 @@ static void trial_load(struct trial *t)
     muster_group_ready(t->group, view.epoch); /* another view may have come meanwhile: then again */
 }
 
-/* True when a view is ready; *view is it. */
-static bool trial_await(struct trial *t, muster_view *view)
+static bool trial_await(struct trial *t)
 {
     trial_load(t);
     muster_status status = muster_group_wait_ready(t->group, t->manual ? 2000 : 20000);
-    if (status == MUSTER_OK)
-        status = muster_group_view(t->group, view);
     if (status != MUSTER_OK && status != MUSTER_ERR_AGAIN)
         quit(t, EXIT_ENDED, "%s: %s", muster_status_name(status), muster_last_error());
-    return status == MUSTER_OK && view->ready;
+    return status == MUSTER_OK;
 }
 
 static muster_status trial_operate(struct trial *t, struct party *const p[2])
@@ -185,55 +182,59 @@ static muster_status trial_operate(struct trial *t, struct party *const p[2])
     return status == MUSTER_OK ? party_exchange(p[1 - first], t->ep[1 - first]) : status;
 }
 
-static void trial_judge(struct trial *t, const muster_view *view, muster_status status, struct party *const p[2])
+static void trial_judge(struct trial *t, const muster_verdict *verdict, muster_status status, struct party *const p[2])
 {
-    muster_verdict verdict;
-    if (muster_step_verdict(t->group, &verdict) != MUSTER_OK)
-        quit(t, EXIT_MISUSE, "no verdict: %s", muster_last_error());
-    if (verdict.status != MUSTER_OK)
+    if (verdict->status != MUSTER_OK)
         return;
     if (status != MUSTER_OK)
         quit(t, EXIT_WRONG, "a good step with an operation that gave %s", muster_status_name(status));
-    if (verdict.epoch != view->epoch || !mask_equal(verdict.mask, view->mask))
-        quit(t, EXIT_WRONG, "a step of epoch %u has the verdict of epoch %u or another mask", view->epoch,
-             verdict.epoch);
     for (int i = 0; i < 2; i++)
         if (!party_right(p[i]))
-            quit(t, EXIT_WRONG, "epoch %u, step %llu, exchange %d: %s", view->epoch, (unsigned long long)t->index, i,
+            quit(t, EXIT_WRONG, "epoch %u, step %llu, exchange %d: %s", verdict->epoch, (unsigned long long)t->taken, i,
                  p[i]->why);
-    if (t->said == view->epoch)
+    if (t->said == verdict->epoch)
         return;
-    t->said = view->epoch;
-    say(t, "good %u %llx", view->epoch, (unsigned long long)view->mask.word[0]);
+    t->said = verdict->epoch;
+    say(t, "good %u %llx", verdict->epoch, (unsigned long long)verdict->mask.word[0]);
 }
 
-static void trial_step(struct trial *t, const muster_view *view)
+/* The inputs of the step that is open. If it took an older view than the one that is installed now, it is void. */
+static void trial_exchange(struct trial *t, const muster_view *view)
 {
-    muster_view begun;
     struct world *w[2];
     struct party *p[2];
-    t->index = t->epoch == view->epoch ? t->index + 1 : 0;
-    t->epoch = view->epoch;
+    muster_verdict verdict;
+    uint64_t index = t->epoch == view->epoch ? t->taken : 0;
     for (int i = 0; i < 2; i++) {
-        w[i] = world_make(t->c, t->ranks, view->mask, ((uint64_t)view->epoch << 20) + 2 * t->index + (uint64_t)i);
+        w[i] = world_make(t->c, t->ranks, view->mask, ((uint64_t)view->epoch << 20) + 2 * index + (uint64_t)i);
         p[i] = party_open(w[i], t->rank);
     }
-    muster_status status = muster_step_begin(t->group, NULL);
-    if (status != MUSTER_OK)
-        quit(t, EXIT_ENDED, "%s: %s", muster_status_name(status), muster_last_error());
-    /* If the view moved before the step took it, these inputs are not the step's. */
-    bool same = muster_group_view(t->group, &begun) == MUSTER_OK && begun.epoch == view->epoch;
-    status = same ? trial_operate(t, p) : MUSTER_ERR_VOID;
-    if (muster_step_end(t->group, NULL) != MUSTER_OK)
-        quit(t, EXIT_MISUSE, "step_end: %s", muster_last_error());
-    if (same)
-        trial_judge(t, view, status, p);
-    else
-        muster_step_verdict(t->group, &(muster_verdict){0});
+    muster_status status = trial_operate(t, p);
+    if (muster_step_end(t->group, NULL) != MUSTER_OK || muster_step_verdict(t->group, &verdict) != MUSTER_OK)
+        quit(t, EXIT_MISUSE, "step_end or verdict: %s", muster_last_error());
+    if (verdict.status == MUSTER_OK && (verdict.epoch != view->epoch || !mask_equal(verdict.mask, view->mask)))
+        quit(t, EXIT_WRONG, "a step of epoch %u has the verdict of epoch %u or another mask", view->epoch,
+             verdict.epoch);
+    trial_judge(t, &verdict, status, p);
+    if (verdict.reason != MUSTER_REASON_NOT_READY && verdict.reason != MUSTER_REASON_UNREAD) {
+        t->taken = t->epoch == verdict.epoch ? t->taken + 1 : 1;
+        t->epoch = verdict.epoch;
+    }
     for (int i = 0; i < 2; i++) {
         party_close(p[i]);
         world_free(w[i]);
     }
+}
+
+static void trial_step(struct trial *t)
+{
+    muster_view view;
+    muster_status status = muster_step_begin(t->group, NULL);
+    if (status == MUSTER_OK)
+        status = muster_group_view(t->group, &view);
+    if (status != MUSTER_OK)
+        quit(t, EXIT_ENDED, "%s: %s", muster_status_name(status), muster_last_error());
+    trial_exchange(t, &view);
 }
 
 int main(int argc, char **argv)
@@ -250,10 +251,9 @@ int main(int argc, char **argv)
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     trial_create(&t, atoi(argv[3]));
     while (!t.stop) {
-        muster_view view;
         trial_listen(&t);
-        if (!t.stop && trial_await(&t, &view))
-            trial_step(&t, &view);
+        if (!t.stop && trial_await(&t))
+            trial_step(&t);
     }
     trial_leave(&t);
 }

@@ -96,6 +96,6 @@ int main(int argc, char **argv)
                " deaths, %" PRIu64 " stores\n",
                options.count, sum.good, sum.voids, sum.views, sum.deaths, sum.stores);
     if (options.one)
-        printf("trace hash %016" PRIx64 "\n", sim.hash);
+        printf("trace hash: %016" PRIx64 "\n", sim.hash);
     return held ? 0 : 1;
 }

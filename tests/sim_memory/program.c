@@ -461,6 +461,9 @@ static muster_status run_pair(struct sim_rank *self, struct pair *pair, struct b
     if (calls.in_place)
         use_in_place(ep, b, true);
     idle(self, 10);
+    /* A caller that hears of the epoch's end may leave the combine out. */
+    if (atomic_load(&self->group.control.live_epoch) != pair->epoch && random_chance(&self->dice, 500))
+        return MUSTER_ERR_VOID;
     return run_combine(self, ep, &calls, pair->halves);
 }
 

@@ -21,117 +21,44 @@ static const struct exchange_case base = {.name = "base",
                                           .payloads = 1,
                                           .payload = {{3, {MUSTER_TYPE_INT, 32, 1}}}};
 
-typedef void change_function(muster_ep_config *config);
-
+/* A field that is set to something else. Fields of configurations are 32-bit numbers, but for a few. */
 struct change {
-    change_function *change;
-    const char *field; /* that the message must name */
-    const char *limit; /* that it must say */
+    const char *field; /* as the message must name it */
+    size_t offset;
+    int32_t value;
+    const char *limit; /* that the message must say */
 };
 
-static void change_size(muster_ep_config *c)
-{
-    c->size = sizeof(*c) - 4;
-}
-static void change_hidden_zero(muster_ep_config *c)
-{
-    c->hidden = 0;
-}
-static void change_hidden_ragged(muster_ep_config *c)
-{
-    c->hidden = 9;
-}
-static void change_dtype_int(muster_ep_config *c)
-{
-    c->dtype = MUSTER_INT32;
-}
-static void change_dtype_lanes(muster_ep_config *c)
-{
-    c->dtype.lanes = 2;
-}
-static void change_tokens_zero(muster_ep_config *c)
-{
-    c->max_tokens = 0;
-}
-static void change_tokens_many(muster_ep_config *c)
-{
-    c->max_tokens = 65537;
-}
-static void change_slots_zero(muster_ep_config *c)
-{
-    c->slots_per_rank = 0;
-}
-static void change_topk_zero(muster_ep_config *c)
-{
-    c->topk = 0;
-}
-static void change_topk_many(muster_ep_config *c)
-{
-    c->topk = 33;
-}
-static void change_layout(muster_ep_config *c)
-{
-    c->layout = (muster_ep_layout)2;
-}
-static void change_combine(muster_ep_config *c)
-{
-    c->combine = (muster_ep_combine_mode)2;
-}
-static void change_rank_major_exact(muster_ep_config *c)
-{
-    c->layout = MUSTER_EP_RANK_MAJOR;
-}
-static void change_quantise(muster_ep_config *c)
-{
-    c->quantise = (muster_ep_quantise)3;
-}
-static void change_payloads_many(muster_ep_config *c)
-{
-    c->payload_count = 8;
-}
-static void change_payloads_negative(muster_ep_config *c)
-{
-    c->payload_count = -1;
-}
-static void change_payload_empty(muster_ep_config *c)
-{
-    c->payload[0].elements = 0;
-}
-static void change_payload_bits(muster_ep_config *c)
-{
-    c->payload[0].dtype.bits = 4;
-}
-static void change_payload_wide(muster_ep_config *c)
-{
-    c->payload[0].dtype.bits = 128;
-}
-static void change_payload_lanes(muster_ep_config *c)
-{
-    c->payload[0].dtype.lanes = 4;
-}
+#define AT(field) offsetof(muster_ep_config, field)
+#define DTYPE(code, bits, lanes) ((code) | (bits) << 8 | (lanes) << 16) /* as its four bytes lie */
 
 static const struct change wrong[] = {
-    {change_size, "size", ""},
-    {change_hidden_zero, "hidden", ""},
-    {change_hidden_ragged, "hidden", "16"},
-    {change_dtype_int, "dtype", ""},
-    {change_dtype_lanes, "dtype", ""},
-    {change_tokens_zero, "max_tokens", "65536"},
-    {change_tokens_many, "max_tokens", "65536"},
-    {change_slots_zero, "slots_per_rank", "1"},
-    {change_topk_zero, "topk", "32"},
-    {change_topk_many, "topk", "32"},
-    {change_layout, "layout", ""},
-    {change_combine, "combine", ""},
-    {change_rank_major_exact, "combine", ""},
-    {change_quantise, "quantise", ""},
-    {change_payloads_many, "payload_count", "7"},
-    {change_payloads_negative, "payload_count", "7"},
-    {change_payload_empty, "payload[0]", "1"},
-    {change_payload_bits, "payload[0]", ""},
-    {change_payload_wide, "payload[0]", ""},
-    {change_payload_lanes, "payload[0]", ""},
+    {"size", AT(size), sizeof(muster_ep_config) - 4, ""},
+    {"hidden", AT(hidden), 0, ""},
+    {"hidden", AT(hidden), 9, "16"},
+    {"dtype", AT(dtype), DTYPE(MUSTER_TYPE_INT, 32, 1), ""},
+    {"dtype", AT(dtype), DTYPE(MUSTER_TYPE_BFLOAT, 16, 2), ""},
+    {"max_tokens", AT(max_tokens), 0, "65536"},
+    {"max_tokens", AT(max_tokens), 65537, "65536"},
+    {"slots_per_rank", AT(slots_per_rank), 0, "1"},
+    {"topk", AT(topk), 0, "32"},
+    {"topk", AT(topk), 33, "32"},
+    {"layout", AT(layout), 2, ""},
+    {"combine", AT(combine), 2, ""},
+    {"combine", AT(layout), MUSTER_EP_RANK_MAJOR, ""}, /* with exact */
+    {"quantise", AT(quantise), 3, ""},
+    {"payload_count", AT(payload_count), 8, "7"},
+    {"payload_count", AT(payload_count), -1, "7"},
+    {"payload[0]", AT(payload[0].elements), 0, "1"},
+    {"payload[0]", AT(payload[0].dtype), DTYPE(MUSTER_TYPE_INT, 4, 1), ""},
+    {"payload[0]", AT(payload[0].dtype), DTYPE(MUSTER_TYPE_INT, 128, 1), ""},
+    {"payload[0]", AT(payload[0].dtype), DTYPE(MUSTER_TYPE_INT, 32, 4), ""},
 };
+
+static void change_apply(muster_ep_config *config, const struct change *change)
+{
+    memcpy((char *)config + change->offset, &change->value, sizeof(change->value));
+}
 
 #define COUNT(table) ((int)(sizeof(table) / sizeof((table)[0])))
 
@@ -141,7 +68,7 @@ static void wrong_configurations_need_no_group(void **state)
     for (int i = 0; i < COUNT(wrong); i++) {
         muster_ep_config config = case_config(&base);
         uint64_t bytes = 77;
-        wrong[i].change(&config);
+        change_apply(&config, &wrong[i]);
         assert_int_equal(muster_ep_memory_bytes(&config, 4, &bytes), MUSTER_ERR_ARGUMENT);
         assert_non_null(strstr(muster_last_error(), wrong[i].field));
         assert_non_null(strstr(muster_last_error(), wrong[i].limit));
@@ -165,7 +92,7 @@ static void refuse_wrong(struct cluster_rank *self)
     for (int i = 0; i < COUNT(wrong); i++) {
         muster_ep_config config = case_config(&base);
         muster_ep *ep = untouched;
-        wrong[i].change(&config);
+        change_apply(&config, &wrong[i]);
         muster_status status = muster_ep_create(self->group, &config, &ep);
         expect(status == MUSTER_ERR_ARGUMENT && ep == untouched && strstr(muster_last_error(), wrong[i].field),
                "wrong %s gave %s: \"%s\"", wrong[i].field, muster_status_name(status), muster_last_error());
@@ -186,77 +113,24 @@ static void wrong_configurations_are_refused_locally(void **state)
 
 /* ---- differences between ranks ---- */
 
-static void differ_hidden(muster_ep_config *c)
-{
-    c->hidden = 32;
-}
-static void differ_dtype(muster_ep_config *c)
-{
-    c->dtype = MUSTER_FP32;
-}
-static void differ_tokens(muster_ep_config *c)
-{
-    c->max_tokens = 5;
-}
-static void differ_slots(muster_ep_config *c)
-{
-    c->slots_per_rank = 3;
-}
-static void differ_topk(muster_ep_config *c)
-{
-    c->topk = 1;
-}
-static void differ_combine(muster_ep_config *c)
-{
-    c->combine = MUSTER_EP_REDUCED;
-}
-static void differ_quantise(muster_ep_config *c)
-{
-    c->quantise = MUSTER_EP_QUANTISE_FP8;
-}
-static void differ_masked(muster_ep_config *c)
-{
-    c->masked = 1;
-}
-static void differ_loads(muster_ep_config *c)
-{
-    c->load_stats = 1;
-}
-static void differ_count(muster_ep_config *c)
-{
-    c->payload_count = 0;
-}
-static void differ_elements(muster_ep_config *c)
-{
-    c->payload[0].elements = 4;
-}
-static void differ_payload_type(muster_ep_config *c)
-{
-    c->payload[0].dtype = MUSTER_FP32;
-}
-static void differ_name(muster_ep_config *c)
-{
-    c->payload[0].name = "other";
-}
-
-static void differ_layout(muster_ep_config *c)
-{
-    c->layout = MUSTER_EP_RANK_MAJOR;
-    c->combine = MUSTER_EP_REDUCED;
-}
-
-/* Which field, and the two values that the message must show. */
+/* Which field, what one rank has there, and the two values that the message must show. */
 static const struct {
-    change_function *change;
-    const char *field, *usual, *other;
+    struct change change;
+    const char *usual, *other;
 } differences[] = {
-    {differ_hidden, "hidden", "16", "32"},     {differ_dtype, "dtype", "", ""},
-    {differ_tokens, "max_tokens", "4", "5"},   {differ_slots, "slots_per_rank", "2", "3"},
-    {differ_topk, "topk", "2", "1"},           {differ_layout, "layout", "", ""},
-    {differ_combine, "combine", "", ""},       {differ_quantise, "quantise", "", ""},
-    {differ_masked, "masked", "0", "1"},       {differ_loads, "load_stats", "0", "1"},
-    {differ_count, "payload_count", "1", "0"}, {differ_elements, "payload", "3", "4"},
-    {differ_payload_type, "payload", "", ""},  {differ_name, "payload", "extra", "other"},
+    {{"hidden", AT(hidden), 32, ""}, "16", "32"},
+    {{"dtype", AT(dtype), DTYPE(MUSTER_TYPE_FLOAT, 32, 1), ""}, "", ""},
+    {{"max_tokens", AT(max_tokens), 5, ""}, "4", "5"},
+    {{"slots_per_rank", AT(slots_per_rank), 3, ""}, "2", "3"},
+    {{"topk", AT(topk), 1, ""}, "2", "1"},
+    {{"layout", AT(layout), MUSTER_EP_RANK_MAJOR, ""}, "", ""},
+    {{"combine", AT(combine), MUSTER_EP_EXACT, ""}, "", ""},
+    {{"quantise", AT(quantise), MUSTER_EP_QUANTISE_FP8, ""}, "", ""},
+    {{"masked", AT(masked), 1, ""}, "0", "1"},
+    {{"load_stats", AT(load_stats), 1, ""}, "0", "1"},
+    {{"payload_count", AT(payload_count), 0, ""}, "1", "0"},
+    {{"payload", AT(payload[0].elements), 4, ""}, "3", "4"},
+    {{"payload", AT(payload[0].dtype), DTYPE(MUSTER_TYPE_FLOAT, 32, 1), ""}, "", ""},
 };
 
 static void expect_mismatch(muster_status status, const char *field, const char *usual, const char *other)
@@ -272,19 +146,32 @@ static void expect_mismatch(muster_status status, const char *field, const char 
     }
 }
 
+static void differ_in_name(struct cluster_rank *self)
+{
+    muster_ep_config config = case_config(&base);
+    muster_ep *ep = NULL;
+    if (self->rank == 2)
+        config.payload[0].name = "other";
+    muster_status status = muster_ep_create(self->group, &config, &ep);
+    expect_mismatch(status, "payload", "extra", "other");
+}
+
 /* All ranks learn of it, not only the one that differs, and afterwards equal configurations work. */
 static void differ_in_turn(struct cluster_rank *self)
 {
     for (int i = 0; i < COUNT(differences); i++) {
         muster_ep_config config = case_config(&base);
         muster_ep *ep = NULL;
-        cluster_at(differences[i].field);
+        const char *field = differences[i].change.field;
+        cluster_at(field);
+        config.combine = MUSTER_EP_REDUCED; /* goes with both layouts */
         if (self->rank == i % 3)
-            differences[i].change(&config);
+            change_apply(&config, &differences[i].change);
         muster_status status = muster_ep_create(self->group, &config, &ep);
-        expect_mismatch(status, differences[i].field, differences[i].usual, differences[i].other);
+        expect_mismatch(status, field, differences[i].usual, differences[i].other);
         expect(!ep, "a handle came with the error");
     }
+    differ_in_name(self);
     muster_ep *ep = rounds_create(self, &base);
     rounds_exchange(self, ep, self->context);
     muster_ep_destroy(ep);

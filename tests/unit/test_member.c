@@ -521,6 +521,19 @@ static void m7_also_when_it_begins_to_wait_within_the_grace(void **state)
     assert_int_equal(member_record(&bench.m)->waiting.word[0], 4);
 }
 
+static void m7_and_after_the_grace_since_its_judge_may_sleep(void **state)
+{
+    (void)state;
+    running(1);
+    reports(0, 2);
+    passes(60 * MS);
+    assert_does_nothing();
+    bench.waiting = ranks(1);
+    passes(10 * MS);
+    assert_does(MEMBER_DO_PUT);
+    assert_int_equal(member_record(&bench.m)->waiting.word[0], 1);
+}
+
 static void m3_a_suspect_proposes_nothing(void **state)
 {
     (void)state;
@@ -1011,6 +1024,7 @@ int main(void)
         cmocka_unit_test(m6_each_has_a_grace_of_its_own),
         cmocka_unit_test(m7_the_accused_says_what_it_waits_for),
         cmocka_unit_test(m7_also_when_it_begins_to_wait_within_the_grace),
+        cmocka_unit_test(m7_and_after_the_grace_since_its_judge_may_sleep),
         cmocka_unit_test(m3_a_suspect_proposes_nothing),
         cmocka_unit_test(m8_m5_a_refused_operation_costs_nobody_its_place),
         cmocka_unit_test(m8_not_even_when_its_grace_is_over),

@@ -959,7 +959,9 @@ static void test_slow_reader(void **state)
     store_server_destroy(server);
 }
 
-/* One that asks without ever reading the answers blocks itself and nobody else; when it reads, all answers are there. */
+/*
+ * One that asks without ever reading the answers blocks itself and nobody else; when it reads, all answers are there.
+ */
 static void test_flood_without_reading(void **state)
 {
     (void)state;
@@ -1056,7 +1058,10 @@ static void test_own_pause_is_not_held_against_the_store(void **state)
     store_server_destroy(server);
 }
 
-/* Pings keep a quiet connection up over many leases; a client that slept longer than a lease does not blame the store. */
+/*
+ * Pings keep a quiet connection up over many leases; a client that slept longer than a lease does not blame the
+ * store.
+ */
 static void test_lease_is_kept(void **state)
 {
     (void)state;

@@ -140,11 +140,12 @@ static void cpu_exchange_destroy(void *exchange)
 
 static void *cpu_exchange_create(const struct exchange_shape *shape)
 {
+    const struct rows_arithmetic *builds[ROWS_MAX_BUILDS];
     struct cpu_exchange *x = calloc(1, sizeof(*x));
     if (!x)
         return NULL;
     x->shape = *shape;
-    x->rows = rows_best();
+    x->rows = builds[rows_builds(builds) - 1];
     struct counts n = {(size_t)shape->ranks, (size_t)shape->slots, (size_t)shape->tokens, (size_t)shape->topk};
     bool complete = plan_create(&x->plan, &n, shape->exact);
     complete = received_create(&x->received, &n, shape->expert_major) && complete;

@@ -18,6 +18,7 @@ struct rows_sum {
 
 /* The arithmetic, in one build. `elements` makes a multiple of 16 bytes. */
 struct rows_arithmetic {
+    const char *name;
     /*
      * out = (((+0 + weight[0] * row[0]) + weight[1] * row[1]) + ...), each product and each sum rounded to fp32 on its
      * own, the end rounded once to the type of the rows (X15). No rows: zeros.
@@ -27,8 +28,11 @@ struct rows_arithmetic {
     void (*quantise)(const void *row, bool fp32, size_t elements, bool power_of_two, uint8_t *codes, float *scales);
 };
 
-/* For any processor, and the fastest for this one: the same bits. */
-const struct rows_arithmetic *rows_plain(void);
-const struct rows_arithmetic *rows_best(void);
+extern const struct rows_arithmetic rows_plain, rows_avx2, rows_avx512;
+
+enum { ROWS_MAX_BUILDS = 3 };
+
+/* The builds that this processor can run, all with the same results; the last is the fastest. Returns how many. */
+int rows_builds(const struct rows_arithmetic *builds[ROWS_MAX_BUILDS]);
 
 #endif
