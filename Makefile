@@ -53,7 +53,7 @@ mutants: build
 	tests/mutants/run.sh
 
 bench:
-	@scripts/setup.sh bench
+	@scripts/setup.sh build
 	@$(MAKE) --no-print-directory build
 	scripts/bench.sh build
 
