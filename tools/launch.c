@@ -377,8 +377,8 @@ int launch_status(const struct launch *launch)
 }
 
 /*
- * Once the grace of an ending job is over, what is still to print is not waited for, and what a SIGKILL does not end, not
- * for long.
+ * Once the grace of an ending job is over, what is still to print is not waited for; what a SIGKILL does not end is
+ * waited for a little.
  */
 bool launch_is_over(struct launch *launch)
 {

@@ -158,7 +158,9 @@ MUSTER_API void muster_ep_destroy(muster_ep *ep);
 
 /*
  * Masked mode: from the next dispatch on only ranks in `mask` take part. `mask` is a subset of the view, holds this
- * rank, is the same on all ranks and within an epoch only shrinks. Does not block. Errors: ARGUMENT, ORDER.
+ * rank, is the same on all ranks and within an epoch only shrinks. Nobody waits for a rank that is left out: one that
+ * still works on its last combine may find its step void (MUSTER_REASON_LEFT_OUT). Does not block.
+ * Errors: ARGUMENT, ORDER.
  */
 MUSTER_API muster_status muster_ep_set_mask(muster_ep *ep, muster_mask mask, void *stream);
 

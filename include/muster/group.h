@@ -49,6 +49,7 @@ typedef enum muster_reason {
     MUSTER_REASON_NOT_READY = 5, /* the step began before every member was ready for the new view */
     MUSTER_REASON_UNREAD = 6, /* the verdict of an earlier void step had not been read */
     MUSTER_REASON_ABORT = 7, /* muster_group_abort */
+    MUSTER_REASON_LEFT_OUT = 8, /* masked mode: a peer went on without this rank, which was still reading its results */
 } muster_reason;
 
 /* What a step came to. */

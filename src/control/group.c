@@ -516,7 +516,9 @@ muster_status muster_group_ready(muster_group *g, uint32_t epoch)
     if (status != MUSTER_OK)
         return status;
     muster_view view;
-    muster_group_view(g, &view);
+    status = muster_group_view(g, &view);
+    if (status != MUSTER_OK)
+        return status;
     if (epoch == 0 || epoch != view.epoch)
         return error_set(MUSTER_ERR_ARGUMENT, "epoch = %u: the installed view has epoch %u", epoch, view.epoch);
     if (atomic_load(&g->unread_void))

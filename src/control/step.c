@@ -53,24 +53,37 @@ static void step_publish(const struct kernel_step *step, uint64_t half)
     }
 }
 
-/* Takes the installed view into the step. False: the epoch has not begun, or has ended meanwhile. */
+/* X13, for steps: each takes two sequence numbers, and so may run short of them before any exchange does. */
+static bool step_take_number(muster_group *g, uint32_t epoch)
+{
+    struct group_step_state *s = &g->step;
+    if (s->last_epoch != epoch)
+        s->next_number = group_first_sequence(g) / 2;
+    s->last_epoch = epoch;
+    s->kernel.epoch = epoch;
+    if (2 * s->next_number + 2 > STAMP_MAX_SEQUENCE - STAMP_SEQUENCE_RESERVE)
+        group_epoch_used_up(g);
+    if (2 * s->next_number + 2 > STAMP_MAX_SEQUENCE)
+        return false;
+    s->kernel.number = s->next_number++;
+    return true;
+}
+
+/* Takes the installed view into the step. False: the epoch has not begun, has ended meanwhile, or is used up. */
 static bool step_take_view(muster_group *g, uint32_t epoch)
 {
     struct group_step_state *s = &g->step;
     if (!step_execute_begin(g, epoch))
         return false;
     /* While executing the agent installs nothing, so mappings and mask hold still. */
-    if (s->last_epoch != epoch)
-        s->next_number = group_first_sequence(g) / 2;
-    s->last_epoch = epoch;
-    s->kernel.epoch = epoch;
-    s->kernel.number = s->next_number++;
+    bool taken = step_take_number(g, epoch);
     s->kernel.mask = g->begun_mask;
     for (int r = 0; r < g->config.ranks; r++)
         s->peers[r] = g->mapping[r].base;
-    step_publish(&s->kernel, 1);
+    if (taken)
+        step_publish(&s->kernel, 1);
     step_execute_end(g, epoch);
-    return true;
+    return taken;
 }
 
 static void step_open_void(muster_group *g, muster_reason reason)
@@ -122,7 +135,8 @@ static muster_status step_status(uint64_t failure)
     case MUSTER_REASON_NONE: return MUSTER_OK;
     case MUSTER_REASON_TIMEOUT: return MUSTER_ERR_TIMEOUT;
     case MUSTER_REASON_EPOCH:
-    case MUSTER_REASON_REFUSED: return MUSTER_ERR_PEER;
+    case MUSTER_REASON_REFUSED:
+    case MUSTER_REASON_LEFT_OUT: return MUSTER_ERR_PEER;
     case MUSTER_REASON_VALUE: return MUSTER_ERR_ARGUMENT;
     default: return MUSTER_ERR_VOID;
     }
@@ -234,6 +248,11 @@ static muster_status step_explain(uint64_t failure)
         return error_set(status,
                          "%s: rank %d ended its step in epoch %u without its part; the step is void: end it, "
                          "read its verdict and wait for the next view",
+                         phase, peer, epoch);
+    case MUSTER_REASON_LEFT_OUT:
+        return error_set(status,
+                         "%s: rank %d went on in epoch %u with a mask that leaves this rank out, before its results "
+                         "were read; the step is void: end it, read its verdict and wait for the next view",
                          phase, peer, epoch);
     case MUSTER_REASON_NOT_READY:
         return error_set(status, "the step began while a view was being agreed, and is void: end it, read its verdict "

@@ -188,7 +188,7 @@ static void add_own_memory(struct checker *c)
     add_span(c, "the exchange's own memory", c->x->region + shape->begin, shape->end - shape->begin, true);
 }
 
-/* --------------------------------------------------------------------------------------------------- dispatch inputs */
+/* -------------------------------------------------------------------------------------------------- dispatch inputs */
 
 /* The token count is hidden's first dimension; the other inputs are held against it. */
 static muster_status check_tokens(const struct checker *c, const muster_tensor *hidden, int64_t *tokens)
@@ -262,7 +262,7 @@ static muster_status take_inputs(struct checker *c, const muster_ep_dispatch_arg
     return status;
 }
 
-/* -------------------------------------------------------------------------------------------------- dispatch outputs */
+/* ------------------------------------------------------------------------------------------------- dispatch outputs */
 
 static muster_status take_output(struct checker *c, const struct rule *rule, const muster_tensor *t, void **data)
 {
@@ -437,7 +437,7 @@ muster_status args_dispatch(const struct args_exchange *x, const char *call, con
     return status == MUSTER_OK ? check_overlaps(&c) : status;
 }
 
-/* ----------------------------------------------------------------------------------------------------------- combine */
+/* ---------------------------------------------------------------------------------------------------------- combine */
 
 static muster_status take_results(struct checker *c, const muster_ep_combine_args *args, struct combine_send_args *send)
 {

@@ -51,7 +51,7 @@ struct muster_ep {
 static const char *const ep_state_names[] = {"no dispatch is outstanding", "a dispatch has been sent and not received",
                                              "a dispatch is outstanding", "a combine has been sent and not received"};
 
-/* ----------------------------------------------------------------------------------------------- creation and memory */
+/* ---------------------------------------------------------------------------------------------- creation and memory */
 
 muster_status muster_ep_memory_bytes(const muster_ep_config *config, int32_t ranks, uint64_t *bytes)
 {
@@ -172,7 +172,7 @@ void muster_ep_destroy(muster_ep *ep)
     free(ep);
 }
 
-/* --------------------------------------------------------------------------------------------------- steps and order */
+/* -------------------------------------------------------------------------------------------------- steps and order */
 
 static muster_status ep_check_handle(const struct muster_ep *ep, const char *call, const void *stream)
 {
@@ -243,8 +243,8 @@ static muster_status ep_enter_step(struct muster_ep *ep)
 }
 
 /*
- * X10: the pair's stamp, above every one that this epoch or an older one has used. X13: when they run short, the group is
- * asked for a same-mask epoch; so many are kept in reserve that the one that runs can go on until it comes.
+ * X10: the pair's stamp, above every one that this epoch or an older one has used. X13: when they run short, the group
+ * is asked for a same-mask epoch; so many are kept in reserve that the one that runs can go on until it comes.
  */
 static muster_status ep_take_stamp(struct muster_ep *ep)
 {
@@ -326,7 +326,7 @@ muster_status muster_ep_set_mask(muster_ep *ep, muster_mask mask, void *stream)
     return MUSTER_OK;
 }
 
-/* ---------------------------------------------------------------------------------------------------------- dispatch */
+/* --------------------------------------------------------------------------------------------------------- dispatch */
 
 static int64_t ep_slot_at(const struct dispatch_send_args *send, int32_t token, int32_t k)
 {
@@ -462,7 +462,7 @@ muster_status muster_ep_dispatch(muster_ep *ep, const muster_ep_dispatch_args *a
     return status;
 }
 
-/* ----------------------------------------------------------------------------------------------------------- combine */
+/* ---------------------------------------------------------------------------------------------------------- combine */
 
 static muster_status ep_return(struct muster_ep *ep, struct combine_send_args *send)
 {
@@ -526,7 +526,7 @@ muster_status muster_ep_combine(muster_ep *ep, const muster_ep_combine_args *arg
     return status == MUSTER_OK ? ep_add_up(ep, &receive) : status;
 }
 
-/* ------------------------------------------------------------------------------------------- rows in symmetric memory */
+/* ----------------------------------------------------------------------------------------- rows in symmetric memory */
 
 static muster_status ep_tensor(struct muster_ep *ep, const char *call, muster_dtype dtype, uint64_t offset,
                                muster_tensor *tensor)

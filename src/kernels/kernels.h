@@ -19,8 +19,8 @@
 /*
  * Region header: the first bytes of every rank's symmetric region, at the same offset everywhere.
  * step_word[p] is written by rank p alone: stamp(epoch, 2 * step number + 1) when p has begun that step of the epoch,
- * stamp(epoch, 2 * step number + 2) when it has ended it; steps are counted from 0 in each epoch. So a waiting rank
- * can tell a peer that is late inside a step from one that has not come to it, or has gone past it.
+ * stamp(epoch, 2 * step number + 2) when it has ended it. So a waiting rank can tell a peer that is late inside a step
+ * from one that has not come to it, or has gone past it.
  */
 struct region_header {
     struct {
@@ -50,7 +50,7 @@ struct kernel_control {
 struct kernel_step {
     struct kernel_control *control;
     uint32_t epoch;
-    uint64_t number; /* in this epoch, from 0 */
+    uint64_t number; /* in this epoch, from 0; from half the first sequence number in tests that start late */
     int32_t rank;
     int32_t ranks;
     muster_mask mask; /* ranks that take part: the view, narrowed in masked mode */
@@ -112,7 +112,7 @@ struct exchange_array {
     size_t row_bytes;
 };
 
-/* What an exchange is, and where its parts lie in every rank's region: a pure function of config and rank count (X6). */
+/* What an exchange is, and where its parts lie in every region: a pure function of config and rank count (X6). */
 struct exchange_shape {
     int32_t ranks, slots, tokens, topk, hidden;
     bool expert_major, exact, masked, load_stats;

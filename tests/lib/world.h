@@ -79,8 +79,8 @@ struct world *world_make(const struct exchange_case *c, int ranks, muster_mask m
 void world_free(struct world *w);
 
 /*
- * The experts of one rank, applied to what it received: fills `results`, rows that hold nothing with NaN. `received` may
- * point at the library's outputs.
+ * The experts of one rank, applied to what it received: fills `results`, rows that hold nothing with NaN. `received`
+ * may point at the library's outputs.
  */
 void world_experts(const struct world *w, int rank, const struct oracle_received *received, void *results);
 

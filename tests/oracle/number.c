@@ -70,7 +70,7 @@ static const double *fp8_values(void)
     return values;
 }
 
-/* Tries every code of the value's sign; of two that are equally near the even one. Beyond the largest is the largest. */
+/* Tries every code of the value's sign; of two equally near ones takes the even one. Saturates at the largest. */
 uint8_t oracle_fp8_from(float value)
 {
     unsigned sign = signbit(value) ? 0x80u : 0u;

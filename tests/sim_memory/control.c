@@ -23,7 +23,7 @@ static bool runs(int rank)
     return sim.rank[rank].life == SIM_RUNS;
 }
 
-/* ------------------------------------------------------------------------------------------------------------ creation */
+/* --------------------------------------------------------------------------------------------------------- creation */
 
 static void group_init(struct sim_rank *rank, uint64_t bytes)
 {
@@ -69,7 +69,7 @@ void control_init(void)
     }
 }
 
-/* -------------------------------------------------------------------------------------------------------------- agents */
+/* ----------------------------------------------------------------------------------------------------------- agents */
 
 /* What the rank does from here on nobody will see; what it has stored still arrives, until it is fenced. */
 void control_kill(struct sim_rank *rank)
@@ -144,7 +144,7 @@ static void agent_tick(struct sim_rank *rank)
         agent_follow_commit(rank);
 }
 
-/* --------------------------------------------------------------------------------------------------------- agreement */
+/* -------------------------------------------------------------------------------------------------------- agreement */
 
 static muster_mask living(muster_mask mask)
 {
@@ -232,7 +232,7 @@ void control_run(void)
             agent_tick(&sim.rank[r]);
 }
 
-/* ------------------------------------------------------------------------------- the group, as steps and exchanges see it */
+/* ------------------------------------------------------------------------- the group, as steps and exchanges see it */
 
 void agent_wake(muster_group *g)
 {

@@ -40,7 +40,7 @@ void sim_hash(uint64_t value)
     sim.hash ^= sim.hash >> 29;
 }
 
-/* ---------------------------------------------------------------------------------------------------------- coroutines */
+/* ------------------------------------------------------------------------------------------------------- coroutines */
 
 void sim_pause(uint64_t ns)
 {
@@ -81,7 +81,7 @@ static void coroutine_go_on(struct sim_rank *rank)
     sim.running = NULL;
 }
 
-/* ------------------------------------------------------------------------------------------------------------ the world */
+/* -------------------------------------------------------------------------------------------------------- the world */
 
 static uint64_t rank_due_ns(const struct sim_rank *rank)
 {
@@ -140,12 +140,15 @@ static void draw_weather(struct random *dice)
     sim.end_ns = sim.faults_end_ns + 60000 * SIM_US;
 }
 
-/* Now and then everything is near the end of its numbers: the group's epochs, or the sequence of each epoch. */
+/*
+ * Now and then everything is near the end of its numbers: the group's epochs, or the sequence of each epoch, of which
+ * a step takes two; that leaves room for the good steps that are asked for after the faults.
+ */
 static void draw_numbers(struct random *dice)
 {
+    uint64_t sequence_left = 8 + 2 * random_below(dice, 6);
     sim.committed = random_chance(dice, 300) ? STAMP_MAX_EPOCH - 1 - (uint32_t)random_below(dice, 40) : 1;
-    sim.first_sequence =
-        random_chance(dice, 300) ? STAMP_MAX_SEQUENCE - STAMP_SEQUENCE_RESERVE - 2 * random_below(dice, 6) : 0;
+    sim.first_sequence = random_chance(dice, 300) ? STAMP_MAX_SEQUENCE - STAMP_SEQUENCE_RESERVE - sequence_left : 0;
 }
 
 /* A death or a stop comes at a drawn access of a rank: between any two stores. At least one rank stays alive. */

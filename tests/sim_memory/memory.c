@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Memory in which every store is late. A rank sees its own stores at once, as a processor does; everybody else sees them
- * when they are due, all of 16 bytes or less at a time. Loads are done where they stand, so an acquire load orders those
- * that come after it.
+ * Memory in which every store is late. A rank sees its own stores at once, as a processor does; everybody else sees
+ * them when they are due, all of 16 bytes or less at a time. Loads are done where they stand, so an acquire load orders
+ * those that come after it.
  */
 #include <string.h>
 
@@ -10,7 +10,7 @@
 
 #include "sim_memory/sim.h"
 
-/* ----------------------------------------------------------------------------------------------------------- the heap */
+/* --------------------------------------------------------------------------------------------------------- the heap */
 
 static bool earlier(const struct sim_store *a, const struct sim_store *b)
 {
@@ -70,7 +70,7 @@ bool sim_stores_pending(int writer)
     return false;
 }
 
-/* -------------------------------------------------------------------------------------------------------------- stores */
+/* ----------------------------------------------------------------------------------------------------------- stores */
 
 static bool overlaps(const struct sim_store *store, const unsigned char *to, size_t bytes)
 {
@@ -106,6 +106,8 @@ static void store_push(void *to, const void *from, size_t bytes, bool release)
         return;
     }
     due_ns = due_after_same_place(writer->rank, to, bytes, due_ns);
+    if (due_ns <= writer->fenced_ns)
+        due_ns = writer->fenced_ns + 1;
     if (release && due_ns <= writer->last_due_ns)
         due_ns = writer->last_due_ns + 1;
     if (due_ns > writer->last_due_ns)
@@ -158,7 +160,18 @@ void flag_raise(_Atomic uint64_t *flag, uint64_t stamp)
     store_push(flag, &stamp, sizeof(stamp), true);
 }
 
-/* --------------------------------------------------------------------------------------------------------------- loads */
+void store_fence(void)
+{
+    if (sim.running)
+        sim.running->fenced_ns = sim.running->last_due_ns;
+}
+
+/* ----------------------------------------------------------------------------------------------------------- loads */
+
+/* Loads are done in their order anyway. */
+void load_fence(void)
+{
+}
 
 /* Lays the rank's own stores, in their order, over what it has loaded. */
 static void see_own(unsigned char *loaded, const unsigned char *from, size_t bytes)
@@ -223,7 +236,7 @@ const void *remote_view(const void *from, void *scratch, size_t bytes)
     return scratch;
 }
 
-/* --------------------------------------------------------------------------------------------------------------- waits */
+/* ------------------------------------------------------------------------------------------------------------ waits */
 
 void wait_poll(void)
 {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * What the callers do: step after step, each of a few dispatches and combines whose tokens, routes and counts are drawn
- * from (seed, epoch, step, pair) on every rank alike. So every rank knows what everybody sends, and every byte that comes
- * is checked. All numbers are small integers: the sums are exact, whatever their order.
+ * from (seed, epoch, step, pair) on every rank alike. So every rank knows what everybody sends, and every byte that
+ * comes is checked. All numbers are small integers: the sums are exact, whatever their order.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -11,7 +11,7 @@
 
 #include "sim_memory/sim.h"
 
-enum { TOKENS = 3, TOPK = 3, SLOTS = 2, HIDDEN = 8, MAX_ROWS = SIM_MAX_RANKS * TOKENS };
+enum { MAX_PAIRS = 3, TOKENS = 3, TOPK = 3, SLOTS = 2, HIDDEN = 8, MAX_ROWS = SIM_MAX_RANKS * TOKENS };
 
 /* One pair, as everybody knows it. */
 struct pair {
@@ -39,7 +39,7 @@ struct buffers {
     int32_t dropped;
 };
 
-/* ------------------------------------------------------------------------------------------------------------- drawing */
+/* ---------------------------------------------------------------------------------------------------------- drawing */
 
 void program_configure(struct random *dice)
 {
@@ -77,14 +77,27 @@ static struct random shared_dice(uint32_t epoch, uint64_t step, uint64_t purpose
     return random_stream(random_next(&dice), purpose);
 }
 
-/* With a masked exchange some epochs leave one rank of the view out. */
-static muster_mask draw_mask(uint32_t epoch, muster_mask view, int exchange)
+static muster_mask draw_without_one(struct random *dice, muster_mask mask)
 {
-    struct random dice = shared_dice(epoch, 0, 1000 + (uint64_t)exchange);
-    if (!sim.config[exchange].masked || mask_count(view) < 2 || random_chance(&dice, 500))
-        return view;
-    int out = mask_next(view, (int)random_below(&dice, (uint64_t)sim.ranks));
-    return mask_without(view, out >= 0 ? out : mask_next(view, 0));
+    int out = mask_next(mask, (int)random_below(dice, (uint64_t)sim.ranks));
+    return mask_count(mask) < 2 ? mask : mask_without(mask, out >= 0 ? out : mask_next(mask, 0));
+}
+
+/* With a masked exchange some epochs leave one rank of the view out, and some another one from a later pair on. */
+static muster_mask draw_mask(const struct kernel_step *step, int index, int exchange)
+{
+    uint64_t pairs = (step->number - sim.first_sequence / 2) * MAX_PAIRS + (uint64_t)index;
+    struct random dice = shared_dice(step->epoch, 0, 1000 + (uint64_t)exchange);
+    muster_mask mask = step->mask;
+    if (!sim.config[exchange].masked)
+        return mask;
+    if (random_chance(&dice, 500))
+        mask = draw_without_one(&dice, mask);
+    bool narrows = random_chance(&dice, 500);
+    uint64_t narrows_at = 1 + random_below(&dice, 3 * MAX_PAIRS);
+    if (narrows && pairs >= narrows_at)
+        mask = draw_without_one(&dice, mask);
+    return mask;
 }
 
 static int32_t draw_slot(struct random *dice, const struct pair *pair, int rank, unsigned kind)
@@ -119,7 +132,7 @@ static void draw_pair(struct pair *pair, const struct kernel_step *step, int ind
     pair->exchange = (int)random_below(&dice, SIM_EXCHANGES);
     pair->halves = random_chance(&dice, 500);
     pair->padded = random_chance(&dice, 300);
-    pair->mask = draw_mask(step->epoch, step->mask, pair->exchange);
+    pair->mask = draw_mask(step, index, pair->exchange);
     unsigned kind = (unsigned)random_below(&dice, 5); /* 0: local rows only; 1: most ranks have no tokens */
     for (int r = 0; r < sim.ranks; r++) {
         bool none = kind == 1 && random_chance(&dice, 700);
@@ -147,7 +160,7 @@ static bool routed(const struct pair *pair, int32_t slot)
     return slot >= 0 && mask_has(pair->mask, slot / SLOTS);
 }
 
-/* ------------------------------------------------------------------------------------------------------------ checking */
+/* --------------------------------------------------------------------------------------------------------- checking */
 
 static bool row_is(const float *row, const struct pair *pair, int rank, int token)
 {
@@ -246,7 +259,7 @@ static void check_dropped(const struct pair *pair, const struct buffers *b, int 
         sim_fail("dispatch: %d routes were dropped, not %d", b->dropped, dropped);
 }
 
-/* -------------------------------------------------------------------------------------------------------------- experts */
+/* ---------------------------------------------------------------------------------------------------------- experts */
 
 static void run_experts(const struct pair *pair, struct buffers *b, int me)
 {
@@ -279,7 +292,7 @@ static void weigh_rows(struct buffers *b, int me)
         }
 }
 
-/* Reads what came, or writes what goes back, where it lies in symmetric memory. */
+/* Reads what came, or writes what goes back, where it lies in symmetric memory; rows that hold nothing as well. */
 static void use_in_place(muster_ep *ep, struct buffers *b, bool write)
 {
     muster_tensor tensor;
@@ -287,7 +300,7 @@ static void use_in_place(muster_ep *ep, struct buffers *b, bool write)
     if (status != MUSTER_OK)
         sim_fail("rows in place: %s", muster_last_error());
     for (int rank = 0; rank < sim.ranks; rank++) {
-        size_t row = (size_t)(rank * TOKENS), bytes = (size_t)b->counts[rank] * sizeof(b->rows[0]);
+        size_t row = (size_t)(rank * TOKENS), bytes = TOKENS * sizeof(b->rows[0]);
         float *there = (float *)tensor.data + row * HIDDEN;
         if (write)
             remote_copy(there, b->rows[row], bytes);
@@ -296,7 +309,7 @@ static void use_in_place(muster_ep *ep, struct buffers *b, bool write)
     }
 }
 
-/* --------------------------------------------------------------------------------------------------------------- calls */
+/* ------------------------------------------------------------------------------------------------------------ calls */
 
 /* A tensor over one of the buffers. */
 struct box {
@@ -396,7 +409,7 @@ static muster_status run_combine(struct sim_rank *self, muster_ep *ep, struct ca
     if (halves) {
         status = muster_ep_combine_send(ep, &c->combine, NULL);
         if (status == MUSTER_OK) {
-            idle(self, 20);
+            idle(self, random_chance(&self->dice, 100) ? 200 : 20);
             status = muster_ep_combine_receive(ep, &c->combine, NULL);
         }
     } else {
@@ -406,7 +419,7 @@ static muster_status run_combine(struct sim_rank *self, muster_ep *ep, struct ca
     return status;
 }
 
-/* ---------------------------------------------------------------------------------------------------------------- steps */
+/* ------------------------------------------------------------------------------------------------------------ steps */
 
 static bool misbehaves(struct sim_rank *self)
 {
@@ -426,9 +439,11 @@ static muster_status send_nonsense(muster_ep *ep, struct calls *c, struct pair *
 static muster_status narrow(struct sim_rank *self, const struct pair *pair)
 {
     muster_ep *ep = self->ep[pair->exchange];
-    if (!sim.config[pair->exchange].masked || self->mask_epoch[pair->exchange] == pair->epoch)
+    struct sim_mask *set = &self->mask[pair->exchange];
+    bool is_set = set->epoch == pair->epoch && mask_equal(set->mask, pair->mask);
+    if (!sim.config[pair->exchange].masked || is_set)
         return MUSTER_OK;
-    self->mask_epoch[pair->exchange] = pair->epoch;
+    *set = (struct sim_mask){pair->epoch, pair->mask};
     muster_status status = muster_ep_set_mask(ep, pair->mask, NULL);
     if (status != MUSTER_OK)
         sim_fail("muster_ep_set_mask: %s", muster_last_error());
@@ -468,7 +483,7 @@ static muster_status run_pair(struct sim_rank *self, struct pair *pair, struct b
 }
 
 /* The pairs of one step; `done` counts those whose combine came home. */
-static void run_pairs(struct sim_rank *self, struct pair pairs[3], struct buffers *b, int count, int *done)
+static void run_pairs(struct sim_rank *self, struct pair pairs[MAX_PAIRS], struct buffers *b, int count, int *done)
 {
     for (*done = 0; *done < count; ++*done) {
         draw_pair(&pairs[*done], &self->group.step.kernel, *done);
@@ -513,8 +528,8 @@ static void count_step(struct sim_rank *self, const muster_verdict *verdict)
 
 static void run_step(struct sim_rank *self)
 {
-    struct pair pairs[3];
-    struct buffers buffers[3];
+    struct pair pairs[MAX_PAIRS];
+    struct buffers buffers[MAX_PAIRS];
     muster_verdict verdict;
     int count = 0, done = 0;
     if (muster_step_begin(&self->group, NULL) != MUSTER_OK) {
@@ -524,7 +539,7 @@ static void run_step(struct sim_rank *self)
     const struct kernel_step *step = group_step(&self->group);
     if (step->epoch) {
         struct random dice = shared_dice(step->epoch, step->number, 0);
-        count = 1 + (int)random_below(&dice, 3);
+        count = 1 + (int)random_below(&dice, MAX_PAIRS);
         run_pairs(self, pairs, buffers, count, &done);
     }
     if (muster_step_end(&self->group, NULL) != MUSTER_OK || muster_step_verdict(&self->group, &verdict) != MUSTER_OK)

@@ -2,8 +2,8 @@
 /*
  * A simulated machine for the data plane: the shipped kernels, exchanges and steps run as coroutines over a memory in
  * which each store becomes visible at a time of its own. Order between plain stores of one rank is not kept; a release
- * store comes after everything its rank stored before. Time, stores, deaths, stops and the agreement on views are events
- * of one loop, and everything is drawn from the seed.
+ * store comes after everything its rank stored before. Time, stores, deaths, stops and the agreement on views are
+ * events of one loop, and everything is drawn from the seed.
  *
  * Agreement itself is not simulated here, only what it promises (docs/protocol.md, Membership): a new epoch is
  * committed when no member executes a kernel of an older one and every rank left out is fenced, and its steps begin
@@ -47,7 +47,10 @@ struct sim_rank {
     muster_group group;
     unsigned char *region;
     muster_ep *ep[SIM_EXCHANGES];
-    uint32_t mask_epoch[SIM_EXCHANGES]; /* the epoch for which the exchange's mask was set */
+    struct sim_mask {
+        uint32_t epoch;
+        muster_mask mask;
+    } mask[SIM_EXCHANGES]; /* as it was set last */
 
     ucontext_t context;
     unsigned char *stack;
@@ -59,6 +62,7 @@ struct sim_rank {
     uint64_t stop_at; /* access after which it stops */
     uint64_t accesses;
     uint64_t last_due_ns; /* of its stores: a release may not come before */
+    uint64_t fenced_ns; /* no further store may come before */
     struct random dice; /* of its caller: delays and misbehaviour */
 
     /* Its agent. */

@@ -285,7 +285,7 @@ static void eight_rounds_with_a_late_rank(void **state)
     assert_true(rounds_run(4, cases, COUNT(cases), 8, true));
 }
 
-/* The documented limits of one exchange that no other case comes near: the most tokens that ids and ranges must hold. */
+/* More tokens than any other case: what ids and ranges must hold. */
 static void many_tokens(void **state)
 {
     (void)state;

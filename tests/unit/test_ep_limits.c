@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Near the ends of the numbers: an epoch whose sequence numbers run out is followed by another with the same mask, and a
- * group whose epochs run out ends with an error. Every good step in between is exact.
+ * Near the ends of the numbers: an epoch whose sequence numbers run out is followed by another with the same mask, and
+ * a group whose epochs run out ends with an error. Every good step in between is exact.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -86,6 +86,62 @@ static void sequence_numbers_run_out(void **state)
     assert_true(good);
 }
 
+/* Six pairs of one step, of which the last ones find the numbers short: that alone ends the epoch. */
+static void use_up_pairs(struct cluster_rank *self)
+{
+    muster_ep *ep = rounds_create(self, &c);
+    uint32_t first = cluster_await_view(self, 3, 0).epoch;
+    cluster_barrier(self);
+    expect_status(muster_step_begin(self->group, NULL), MUSTER_OK, "step_begin");
+    for (int pair = 0; pair < 6; pair++) {
+        struct party *p = party_open(self->context, self->rank);
+        party_exchange(p, ep); /* void, once the epoch has ended */
+        party_close(p);
+    }
+    expect_status(muster_step_end(self->group, NULL), MUSTER_OK, "step_end");
+    cluster_verdict(self);
+    cluster_await_view(self, 3, first);
+    cluster_barrier(self);
+    muster_ep_destroy(ep);
+}
+
+static void pair_numbers_run_out(void **state)
+{
+    (void)state;
+    struct world *world = limits_world();
+    struct cluster_options options = {.ranks = 3, .memory_bytes = rounds_memory_bytes(&c, 1, 3)};
+    set_number("MUSTER_FIRST_SEQUENCE", STAMP_MAX_SEQUENCE - STAMP_SEQUENCE_RESERVE - 4);
+    bool good = cluster_run(&options, use_up_pairs, world);
+    unsetenv("MUSTER_FIRST_SEQUENCE");
+    world_free(world);
+    assert_true(good);
+}
+
+/* Steps count too, also those without any operation: each takes two numbers. */
+static void use_up_steps(struct cluster_rank *self)
+{
+    uint32_t first = cluster_await_view(self, 3, 0).epoch, last = first;
+    for (int tries = 0; last < first + 3; tries++) {
+        expect(tries < 2000, "the epoch is still %u after %d steps", last, tries);
+        expect_status(muster_group_wait_ready(self->group, 5000000), MUSTER_OK, "wait_ready");
+        expect_status(muster_step_begin(self->group, NULL), MUSTER_OK, "step_begin");
+        expect_status(muster_step_end(self->group, NULL), MUSTER_OK, "step_end");
+        last = cluster_verdict(self).epoch;
+        cluster_sleep_ms(1);
+    }
+    cluster_barrier(self);
+}
+
+static void step_numbers_run_out(void **state)
+{
+    (void)state;
+    struct cluster_options options = {.ranks = 3, .memory_bytes = 1 << 16};
+    set_number("MUSTER_FIRST_SEQUENCE", STAMP_MAX_SEQUENCE - STAMP_SEQUENCE_RESERVE - 4);
+    bool good = cluster_run(&options, use_up_steps, NULL);
+    unsetenv("MUSTER_FIRST_SEQUENCE");
+    assert_true(good);
+}
+
 /* Ends epochs until there are none left. */
 static void use_up_group(struct cluster_rank *self)
 {
@@ -124,6 +180,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(sequence_numbers_run_out),
+        cmocka_unit_test(pair_numbers_run_out),
+        cmocka_unit_test(step_numbers_run_out),
         cmocka_unit_test(epochs_run_out),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -118,8 +118,8 @@ static void exchange_without(struct cluster_rank *self)
             expect_status(muster_ep_set_mask(ep, without, NULL), MUSTER_OK, "muster_ep_set_mask");
         rounds_exchange(self, ep, worlds->without);
     }
-    cluster_barrier(
-        self); /* a rank that is left out while it still works is given up: the others wait for it no more */
+    /* The others no longer wait for a rank that they leave out: it must have finished what it still wants. */
+    cluster_barrier(self);
     for (int round = 0; round < 2 && mask_has(pair, self->rank); round++) {
         expect_status(muster_ep_set_mask(ep, pair, NULL), MUSTER_OK, "muster_ep_set_mask");
         rounds_exchange(self, ep, worlds->pair);
@@ -172,6 +172,79 @@ static void masked_rank_gets_no_store(void **state)
 {
     (void)state;
     run_four(&masked_cases[3], watch_own_memory);
+}
+
+/*
+ * DEAD returns its results, then the others go on, by themselves or to a dispatch that DEAD is still part of, and only
+ * then does DEAD read theirs.
+ */
+static void return_results(struct party *p, muster_ep *ep)
+{
+    expect_status(party_dispatch(p, ep), MUSTER_OK, "dispatch");
+    party_experts(p);
+    expect_status(muster_ep_combine_send(ep, &p->combine, NULL), MUSTER_OK, "combine_send");
+}
+
+static void take_results(struct cluster_rank *self, struct party *p, muster_ep *ep)
+{
+    expect_status(muster_ep_combine_receive(ep, &p->combine, NULL), MUSTER_OK, "combine_receive");
+    expect_status(cluster_verdict(self).status, MUSTER_OK, "the verdict");
+    expect(party_right(p), "%s", p->why);
+    party_close(p);
+}
+
+static void left_out_while_reading(struct cluster_rank *self)
+{
+    const struct worlds *worlds = self->context;
+    muster_ep *ep = rounds_create(self, worlds->c);
+    uint32_t epoch = cluster_await_view(self, RANKS, 0).epoch;
+    struct party *p = party_open(worlds->all, self->rank);
+    return_results(p, ep);
+    if (self->rank != DEAD) {
+        take_results(self, p, ep);
+        expect_status(muster_ep_set_mask(ep, mask_without(mask_first(RANKS), DEAD), NULL), MUSTER_OK, "set_mask");
+        rounds_exchange(self, ep, worlds->without);
+    }
+    cluster_barrier(self);
+    if (self->rank == DEAD) {
+        expect_status(muster_ep_combine_receive(ep, &p->combine, NULL), MUSTER_ERR_PEER, "combine_receive, left out");
+        expect(strstr(muster_last_error(), "mask"), "the error does not speak of the mask: %s", muster_last_error());
+        muster_verdict verdict = cluster_verdict(self);
+        expect(verdict.reason == MUSTER_REASON_LEFT_OUT && verdict.peer == 0, "verdict: reason %d, peer %d",
+               (int)verdict.reason, verdict.peer);
+        party_close(p);
+    }
+    cluster_await_view(self, RANKS, epoch); /* a failed step ends the epoch, for everybody */
+    cluster_barrier(self);
+    rounds_exchange(self, ep, worlds->all);
+    muster_ep_destroy(ep);
+}
+
+static void waited_for_while_reading(struct cluster_rank *self)
+{
+    const struct worlds *worlds = self->context;
+    muster_ep *ep = rounds_create(self, worlds->c);
+    struct party *p = party_open(worlds->all, self->rank), *next = party_open(worlds->all, self->rank);
+    return_results(p, ep);
+    if (self->rank == DEAD)
+        cluster_barrier(self);
+    take_results(self, p, ep);
+    expect_status(muster_ep_dispatch_send(ep, &next->dispatch, NULL), MUSTER_OK, "dispatch_send");
+    if (self->rank != DEAD)
+        cluster_barrier(self);
+    expect_status(muster_ep_dispatch_receive(ep, &next->dispatch, NULL), MUSTER_OK, "dispatch_receive");
+    party_experts(next);
+    expect_status(muster_ep_combine_send(ep, &next->combine, NULL), MUSTER_OK, "combine_send");
+    take_results(self, next, ep);
+    muster_ep_destroy(ep);
+}
+
+/* X16 */
+static void rank_that_is_left_out_too_early_notices(void **state)
+{
+    (void)state;
+    run_four(&masked_cases[2], left_out_while_reading);
+    run_four(&masked_cases[2], waited_for_while_reading);
 }
 
 static void refuse_mask(muster_ep *ep, muster_mask mask, const char *what)
@@ -397,6 +470,7 @@ int main(void)
         cmocka_unit_test(mask_of_all_ones_is_no_mask),
         cmocka_unit_test(masked_rank_is_not_waited_for),
         cmocka_unit_test(masked_rank_gets_no_store),
+        cmocka_unit_test(rank_that_is_left_out_too_early_notices),
         cmocka_unit_test(masks_only_shrink_within_an_epoch),
         cmocka_unit_test(mask_is_fixed_between_dispatch_and_combine),
         cmocka_unit_test(set_mask_needs_masked_mode),

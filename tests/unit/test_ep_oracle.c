@@ -205,7 +205,7 @@ static void small_loads(void **state)
     assert_memory_equal(loads, want, sizeof(want));
 }
 
-/* Expert rows are worth their global slot number + 1; so token 0 of rank 0 is 1 * 2 + 2 * 3, token 1 is 3 * 4 + 4 * 3. */
+/* Expert rows are worth their global slot + 1; so token 0 of rank 0 is 1 * 2 + 2 * 3, token 1 is 3 * 4 + 4 * 3. */
 static void small_combine(void **state)
 {
     (void)state;

@@ -11,6 +11,7 @@
 #include <cmocka.h>
 #include <pthread.h>
 #include <stdio.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -203,7 +204,7 @@ static void assert_good(const struct world *w)
         assert_int_equal(atomic_load(&w->rank[r].control.failure), 0);
 }
 
-/* ----------------------------------------------------------------------------------------------- dispatch and combine */
+/* --------------------------------------------------------------------------------------------- dispatch and combine */
 
 /* Experts that change nothing: a token comes back once per route. */
 static void assert_identity(const struct world *w, muster_mask mask)
@@ -300,7 +301,7 @@ static void marks_come_round(void **state)
     world_close(w);
 }
 
-/* ------------------------------------------------------------------------------------------------------- masked ranks */
+/* ----------------------------------------------------------------------------------------------------- masked ranks */
 
 static void leave_out(struct world *w, int out)
 {
@@ -336,7 +337,42 @@ static void inactive_ranks_get_nothing_and_read_as_nothing(void **state)
     world_close(w);
 }
 
-/* ------------------------------------------------------------------------------------------------------- bad entries */
+static struct world *left_out_world;
+
+/* Ranks 0 and 1 begin their next pair without rank 2, and their callers write over all results. */
+static void go_on_without_rank_2(enum fault_point point)
+{
+    (void)point;
+    leave_out(left_out_world, 2);
+    on_ranks(left_out_world, mask_first(2), send_tokens, 1);
+    for (int r = 0; r < 2; r++)
+        memset(left_out_world->peers[r] + left_out_world->shape.results, 0x5a, RANKS * TOKENS * sizeof(float[HIDDEN]));
+}
+
+/* X16: rank 2 has every flag and is about to read. SIGCONT does nothing to a process that runs. */
+static void results_that_change_while_they_are_read_void_the_step(void **state)
+{
+    (void)state;
+    muster_ep_config config = rank_major();
+    config.masked = 1;
+    struct world *w = left_out_world = world_open(&config);
+    set_routes(w);
+    on_ranks(w, mask_first(RANKS), send_tokens, 0);
+    on_ranks(w, mask_first(RANKS), receive_tokens, 0);
+    on_ranks(w, mask_first(RANKS), send_results, 0);
+    on_ranks(w, mask_first(2), receive_results, 0);
+    struct kernel_step step = w->rank[2].step;
+    fault_observe(go_on_without_rank_2);
+    fault_arm(FAULT_COMBINE_WAITED, SIGCONT, 1);
+    struct combine_receive_args args = {stamp(0), (unsigned char *)w->rank[2].out};
+    cpu_kernel_ops.combine_receive(w->rank[2].exchange, &step, &args);
+    fault_observe(NULL);
+    fault_arm(FAULT_NONE, 0, 1);
+    assert_failure(&w->rank[2], MUSTER_REASON_LEFT_OUT, MUSTER_PHASE_COMBINE, 0);
+    world_close(w);
+}
+
+/* ------------------------------------------------------------------------------------------------------ bad entries */
 
 /* X11 */
 static void bad_entries_send_nothing(void **state)
@@ -369,7 +405,7 @@ static void bad_entries_send_nothing(void **state)
     }
 }
 
-/* ---------------------------------------------------------------------------------------------------------- mad peers */
+/* -------------------------------------------------------------------------------------------------------- mad peers */
 
 enum madness { MAD_ROWS, MAD_MASK, MAD_SLOT, MAD_NEGATIVE_SLOT, MAD_TWIN_SLOTS, MAD_TOKEN, MADNESSES };
 
@@ -449,7 +485,7 @@ static void plans_are_copied_before_they_are_checked(void **state)
     }
 }
 
-/* -------------------------------------------------------------------------------------------------------------- waits */
+/* ------------------------------------------------------------------------------------------------------------ waits */
 
 struct waiter {
     struct world *w;
@@ -627,7 +663,7 @@ static void old_epochs_are_never_taken_for_new(void **state)
     world_close(w);
 }
 
-/* -------------------------------------------------------------------------------------------------------- fault points */
+/* ----------------------------------------------------------------------------------------------------- fault points */
 
 static void fault_points_come_in_their_order(void **state)
 {
@@ -654,7 +690,7 @@ static void fault_points_come_in_their_order(void **state)
     world_close(w);
 }
 
-/* -------------------------------------------------------------------------------------------------------------- shape */
+/* ------------------------------------------------------------------------------------------------------------ shape */
 
 static void areas_do_not_overlap(void **state)
 {
@@ -696,6 +732,7 @@ int main(void)
         cmocka_unit_test(flags_go_out_without_rows),
         cmocka_unit_test(marks_come_round),
         cmocka_unit_test(inactive_ranks_get_nothing_and_read_as_nothing),
+        cmocka_unit_test(results_that_change_while_they_are_read_void_the_step),
         cmocka_unit_test(bad_entries_send_nothing),
         cmocka_unit_test(mad_peers_are_refused),
         cmocka_unit_test(dispatches_of_another_step_are_refused),

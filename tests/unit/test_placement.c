@@ -152,7 +152,7 @@ static void check_repair(const int32_t *before, const int32_t *after, const uint
             assert_true(!came || after[i] >= 0);
             if (!changed[i] || came)
                 continue;
-            /* Some expert had lost its last copy; it took an empty slot or the place of a copy that was not the last. */
+            /* An expert that had lost its last copy took an empty slot, or that of a copy which was not the last. */
             int survivors = 0;
             for (int j = 0; j < ranks * slots; j++)
                 survivors += mask_has(mask, j / slots) && before[j] == after[i];

@@ -203,7 +203,7 @@ static void rows_are_quantised_by_group(void **state)
     }
 }
 
-/* -------------------------------------------------------------------------------------------------------------- sums */
+/* ------------------------------------------------------------------------------------------------------------- sums */
 
 /* volatile: every product and every sum is a float of its own, whatever the compiler would like. */
 static float sum_in_order(const float values[][64], const float *weights, int count, size_t i)

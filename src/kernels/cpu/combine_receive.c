@@ -30,7 +30,43 @@ static void add_token(const struct cpu_exchange *x, const struct kernel_step *st
     x->rows->add(&sum, x->shape.fp32, (size_t)x->shape.hidden, out);
 }
 
-/* What is read here stays until this rank raises its next dispatch flag: see the argument at combine_send(). */
+/*
+ * X16: whether a peer has begun its next pair with a mask that leaves this rank out. Its own dispatch line says so: the
+ * mask was stored before the flag, and from then on it only shrinks.
+ */
+static bool left_out_by(const struct cpu_exchange *x, const struct kernel_step *step, int peer, uint64_t stamp)
+{
+    const struct exchange_line *line = &exchange_lines(step, peer, x->shape.dispatch_line)[peer];
+    muster_mask mask;
+    if (flag_read(&line->flag) <= stamp)
+        return false;
+    remote_read(mask.word, line->mask, sizeof(mask.word));
+    return !mask_has(mask, step->rank);
+}
+
+/*
+ * X16: a peer that leaves this rank out does not wait for it, and may have laid down new results while the old ones were
+ * read here. It raises its own dispatch flag before it stores them, with a fence between; the results were loaded before
+ * the flag is, with a fence between: if any of them was new, the flag is too.
+ */
+static bool results_stayed(const struct cpu_exchange *x, const struct kernel_step *step, uint64_t stamp)
+{
+    if (!x->shape.masked || x->shape.exact)
+        return true;
+    load_fence();
+    for (int peer = mask_next(step->mask, 0); peer >= 0; peer = mask_next(step->mask, peer + 1)) {
+        if (!left_out_by(x, step, peer, stamp))
+            continue;
+        failure_record(step->control, failure_pack(MUSTER_REASON_LEFT_OUT, MUSTER_PHASE_COMBINE, peer, step->epoch));
+        return false;
+    }
+    return true;
+}
+
+/*
+ * What is read here stays until this rank raises its next dispatch flag (see the argument at combine_send()), unless it
+ * has been left out of a narrower mask.
+ */
 void combine_receive(void *exchange, const struct kernel_step *step, const struct combine_receive_args *args)
 {
     struct cpu_exchange *x = exchange;
@@ -43,5 +79,6 @@ void combine_receive(void *exchange, const struct kernel_step *step, const struc
             return;
         add_token(x, step, t, args->out + (size_t)t * x->shape.result_bytes);
     }
-    fault_here(FAULT_COMBINE_DONE);
+    if (results_stayed(x, step, args->stamp))
+        fault_here(FAULT_COMBINE_DONE);
 }

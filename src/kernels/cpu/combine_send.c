@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * First half of combine. Reduced: this rank weights and adds its experts' rows for each token it was sent and leaves the
- * sums in its own region, where the tokens' home ranks read them. Exact: every expert's row is pushed home.
+ * First half of combine. Reduced: this rank weights and adds its experts' rows for each token it was sent and leaves
+ * the sums in its own region, where the tokens' home ranks read them. Exact: every expert's row is pushed home.
  */
 #include "kernels/cpu/exchange.h"
 #include "kernels/cpu/memory.h"
@@ -124,8 +124,8 @@ static bool return_all_rows(struct returning *r, const struct exchange_order *or
  * Credit (X4, X5). Reduced: the sums stored here overwrite those of the pair before in this rank's own region, which
  * their home ranks load in that pair's combine. Exact: the rows pushed here overwrite those that their home ranks load
  * there. Either way a home rank is done with them before it raises the flag of the dispatch that came after, and this
- * rank has read that flag from every active rank, itself included, before dispatch's receive half returned: it waits for
- * all of them, rows or none. (A caller that writes its results in place does so after that return, too.)
+ * rank has read that flag from every active rank, itself included, before dispatch's receive half returned: it waits
+ * for all of them, rows or none. (A caller that writes its results in place does so after that return, too.)
  */
 void combine_send(void *exchange, const struct kernel_step *step, const struct combine_send_args *args)
 {

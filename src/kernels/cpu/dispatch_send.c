@@ -129,8 +129,8 @@ static void send_plan_to(const struct sending *s, int rank)
 /*
  * Credit (X4, X5). The rows, plans and loads stored here overwrite those of the pair before, on every active rank. Each
  * of them has let go of those: this rank has left the combine of that pair only after it read the combine flag of every
- * active rank, and a rank raises that flag after its last load from what dispatch brought it (its caller may use rows in
- * place until the combine's send half begins, which comes first on the same thread). flag_raise() is a release and
+ * active rank, and a rank raises that flag after its last load from what dispatch brought it (its caller may use rows
+ * in place until the combine's send half begins, which comes first on the same thread). flag_raise() is a release and
  * flag_read() an acquire, so those loads happen before the stores here. The first pair of an epoch needs no credit: no
  * kernel of an older epoch runs anywhere when an epoch begins, and ranks left out of it are fenced.
  * The flag itself needs no credit: it only grows, and is compared with >=.
@@ -152,5 +152,6 @@ void dispatch_send(void *exchange, const struct kernel_step *step, const struct 
         send_plan_to(&s, s.order.rank[i]);
     fault_here(FAULT_DISPATCH_BEFORE_FLAG);
     exchange_raise(step, &s.order, x->shape.dispatch_line, args->stamp, FAULT_DISPATCH_BETWEEN_FLAGS);
+    store_fence(); /* X16: this rank's own flag goes before the results that it will lay in its region */
     fault_here(FAULT_DISPATCH_SENT);
 }

@@ -26,6 +26,8 @@ void remote_close(void *to, const void *opened, size_t bytes);
 const void *remote_view(const void *from, void *scratch, size_t bytes);
 void flag_raise(_Atomic uint64_t *flag, uint64_t stamp);
 uint64_t flag_read(const _Atomic uint64_t *flag);
+void store_fence(void);
+void load_fence(void);
 void wait_poll(void);
 void wait_yield(void);
 void wait_sleep(uint64_t ns);
@@ -77,6 +79,18 @@ static inline void flag_raise(_Atomic uint64_t *flag, uint64_t stamp)
 static inline uint64_t flag_read(const _Atomic uint64_t *flag)
 {
     return atomic_load_explicit(flag, memory_order_acquire);
+}
+
+/* Whoever sees a store that comes after this also sees those that came before: a flag raised among them too. */
+static inline void store_fence(void)
+{
+    atomic_thread_fence(memory_order_release);
+}
+
+/* The other half: what is loaded before this is not loaded later than what comes after. */
+static inline void load_fence(void)
+{
+    atomic_thread_fence(memory_order_acquire);
 }
 
 /* Between two polls: lets the other thread of this core run, and the flag's line arrive. */

@@ -28,7 +28,7 @@ static inline float number_from_bf16(uint16_t half)
 static inline uint16_t number_to_bf16(float value)
 {
     uint32_t bits = number_bits(value);
-    /* Just under half of the last kept place, plus that place's own bit, carries exactly when nearest-even rounds up. */
+    /* Just under half of the last kept place, plus that place's own bit, carries when nearest-even rounds up. */
     uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
     uint32_t nan = bits >> 16 | 0x40; /* rounding could carry a NaN into infinity; stay quiet and a NaN */
     return (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? nan : rounded);
