@@ -37,9 +37,9 @@ static void add_token(const struct cpu_exchange *x, const struct kernel_step *st
 static bool left_out_by(const struct cpu_exchange *x, const struct kernel_step *step, int peer, uint64_t stamp)
 {
     const struct exchange_line *line = &exchange_lines(step, peer, x->shape.dispatch_line)[peer];
-    muster_mask mask;
     if (flag_read(&line->flag) <= stamp)
         return false;
+    muster_mask mask = {{0, 0}};
     remote_read(mask.word, line->mask, sizeof(mask.word));
     return !mask_has(mask, step->rank);
 }
