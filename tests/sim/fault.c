@@ -82,7 +82,7 @@ static bool fault_on(struct world *w, struct process *p, const struct fault *fau
     case SIM_CRASH: process_exit(w, p); return true;
     case SIM_STOP:
     case SIM_UNKILLABLE:
-        p->faulted = true;
+        p->faulted = p->stays_stopped = true;
         p->unkillable = fault->kind == SIM_UNKILLABLE;
         process_stop(w, p);
         return true;
@@ -143,22 +143,29 @@ static bool fault_is_sprung(struct world *w, int index, const struct process *p,
     return ++w->trap_count[index] == fault->count;
 }
 
+static void fault_spring(struct world *w, struct process *p, int index)
+{
+    enum fault_kind kind = w->plan.fault[index].kind;
+    tally.faults[kind]++;
+    p->faulted = true;
+    if (kind == SIM_PAUSE_AT) { /* in a moment: what it was about to do is done first */
+        world_post(w, w->now_ns, (struct sim_event){.type = EVENT_PAUSE, .process = p->id, .value = index});
+    } else if (kind == SIM_STOP_AT) {
+        p->stays_stopped = true;
+        process_stop(w, p);
+    } else {
+        process_exit(w, p);
+    }
+}
+
 bool fault_trap(struct world *w, struct process *p, int point, bool after)
 {
     for (int i = 0; i < w->plan.faults && !w->healed; i++) {
         if (!fault_is_sprung(w, i, p, point, after))
             continue;
-        enum fault_kind kind = w->plan.fault[i].kind;
-        tally.faults[kind]++;
-        trace_event(w, p, plan_fault_name(kind), (uint64_t)i, (uint64_t)point);
-        p->faulted = true;
-        if (kind == SIM_PAUSE_AT) /* in a moment: what it was about to do is done first */
-            world_post(w, w->now_ns, (struct sim_event){.type = EVENT_PAUSE, .process = p->id, .value = i});
-        else if (kind == SIM_STOP_AT)
-            process_stop(w, p);
-        else
-            process_exit(w, p);
-        return kind != SIM_PAUSE_AT;
+        trace_event(w, p, plan_fault_name(w->plan.fault[i].kind), (uint64_t)i, (uint64_t)point);
+        fault_spring(w, p, i);
+        return w->plan.fault[i].kind != SIM_PAUSE_AT;
     }
     return false;
 }

@@ -86,7 +86,7 @@ static void process_keep(struct process *p, const struct sim_event *event)
 /* The kernel looks at its flags first, then the agent reads what came, then timers run: as the shipped agent does. */
 void process_continue(struct world *w, struct process *p)
 {
-    if (!p->stopped)
+    if (!p->stopped || p->stays_stopped)
         return;
     trace_event(w, p, "continued", 0, 0);
     p->stopped = false;

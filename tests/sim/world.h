@@ -140,6 +140,7 @@ struct process {
     uint32_t incarnation;
     bool alive; /* has not exited */
     bool stopped; /* by SIGSTOP */
+    bool stays_stopped; /* whatever pause of it ends */
     bool ended; /* its group has stopped, or it has left */
     bool unmapped; /* it is leaving: no kernel will touch the peers' memory again */
     bool left; /* in the store's eyes, like the next */

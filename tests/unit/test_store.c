@@ -506,10 +506,16 @@ static void test_fenced_writes_are_refused(void **state)
     struct client next = client_open(server, 1);
     assert_int_equal(next.store->welcome.incarnation, 2);
     c.store->ops->leave(c.store);
-    client_close(&c); /* neither the old one's leave nor its connection's end is the new presence's */
+    client_close(&c); /* the old one's leave is not the new presence's end */
     assert_int_equal(put(&next, "config/g/1", "x").status, MUSTER_OK);
     assert_true(store_server_present(server, 1));
-    client_close(&next);
+    store_server_fence(server, 1, 2);
+    struct client third = client_open(server, 1);
+    assert_int_equal(third.store->welcome.incarnation, 3);
+    client_close(&next); /* nor is the end of its connection */
+    assert_int_equal(put(&third, "config/g/1", "x").status, MUSTER_OK);
+    assert_true(store_server_present(server, 1));
+    client_close(&third);
     client_close(&watcher);
     store_server_destroy(server);
 }
