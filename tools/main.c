@@ -16,6 +16,8 @@ static const struct command {
     {"run", tool_run, "start the ranks of a program, host their store, watch over them"},
     {"store", tool_store, "serve a store to ranks that another launcher has started"},
     {"eval", tool_eval, "measure a model's bits per byte on a text"},
+    {"info", tool_info, "say what this build is and can do, and list every setting"},
+    {"perf", tool_perf, "measure dispatch and combine, beside MPI where that is installed"},
     {"worker", tool_worker, "one rank of a served model; started by demo"},
 };
 

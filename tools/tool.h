@@ -12,6 +12,8 @@ int tool_run(int argc, char **argv);
 int tool_store(int argc, char **argv);
 int tool_eval(int argc, char **argv);
 int tool_demo(int argc, char **argv);
+int tool_info(int argc, char **argv);
+int tool_perf(int argc, char **argv);
 int tool_worker(int argc, char **argv);
 
 /* The number that was given for an option; a bad one ends the program with a message that names option and range. */

@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <argp.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "muster/ep.h"
+#include "perf.h"
+#include "perf_library.h"
+#include "tool.h"
+
+enum { KEY_NO_BASELINE = 256, KEY_NO_CHECK, KEY_CHECK, KEY_SPOIL, MOST_TOKENS = 65536, MOST_ITERATIONS = 1000000 };
+
+static const struct argp_option option_table[] = {
+    {0, 0, 0, 0, "What is exchanged:", 1},
+    {"ranks", 'n', "N", 0, "Ranks, each a process, 1 to 128 (default 2)", 0},
+    {"tokens", 't', "LIST", 0, "Tokens of each rank: one or more counts, one after the other (default 1,16,128)", 0},
+    {"hidden", 'H', "N", 0, "Values of a token (default 2048)", 0},
+    {"topk", 'k', "K", 0, "Experts of a token, 1 to 32 (default 8)", 0},
+    {"experts", 'e', "N", 0, "Experts in all (default 64)", 0},
+    {"dtype", 'd', "TYPE", 0, "bf16 or fp32 (default bf16)", 0},
+    {"quantise", 'q', "HOW", 0, "On the way to the experts: none, fp8, or fp8p2 with scales that are powers of two", 0},
+    {"layout", 'l', "LAYOUT", 0,
+     "rank: a row for each token and rank; expert: for each token and expert (default rank)", 0},
+    {"combine", 'c', "MODE", 0, "reduced: a sum on each rank; exact: every row comes home (default reduced)", 0},
+    {"seed", 's', "S", 0, "Chooses tokens and routes (default 1)", 0},
+    {0, 0, 0, 0, "How it is measured:", 2},
+    {"iterations", 'i', "N", 0, "Timed iterations of a block (default 500)", 0},
+    {"warmup", 'w', "N", 0, "Iterations before them (default 50)", 0},
+    {"blocks", 'b', "N", 0, "Blocks of each row of the table, taken in turns (default 7)", 0},
+    {"experts-do", 'x', "WHAT", 0,
+     "What lies between dispatch and combine. nothing: the results were written before the clock started; copy: each "
+     "rank copies what it received to where its results belong (default nothing)",
+     0},
+    {"check", KEY_CHECK, NULL, 0, "Compare all values before and after the timed iterations (this is the default)", 0},
+    {"no-check", KEY_NO_CHECK, NULL, 0, "Do not", 0},
+    {"no-baseline", KEY_NO_BASELINE, NULL, 0, "Leave out the same exchange over MPI", 0},
+    {0, 0, 0, 0, "What is printed:", 3},
+    {"json", 'j', NULL, 0, "One JSON object for each row, and nothing else", 0},
+    {"spoil", KEY_SPOIL, NULL, OPTION_HIDDEN, "Get one value wrong: the check must see it", 0},
+    {0},
+};
+
+static const char text[] =
+    "Measures dispatch and combine of tokens that are routed uniformly at random, and beside it, in the same run, what "
+    "one would do without the library: permute the rows, exchange them with MPI_Alltoallv, permute back and add up. "
+    "That needs Open MPI, and muster_perf_mpi beside this tool; without it only the library is measured.\v"
+    "All ranks begin each iteration together, after a barrier in shared memory that is not timed. A pair is a dispatch "
+    "and the combine after it, back to back; each pair is a step of its own, and reading its verdict is part of its "
+    "time. The time of an iteration is that of the slowest rank. Printed: the median over the blocks of the median "
+    "over "
+    "a block's iterations, and the 90th percentile of all iterations. The blocks of the rows of a table take turns.\n\n"
+    "  rows    in-place: received rows are used, and results written, where they lie in the library's memory; caller: "
+    "both are copied from and to arrays of the caller's\n"
+    "  GB/s    bytes of rows that cross from rank to rank, there and back, each rank's share, by the pair's time\n"
+    "  MB      memory of a rank for the exchange\n"
+    "  wrong   values that were not what they should be\n"
+    "  ratio   the pair's time by that of MPI\n\n"
+    "Exit status: 0; 1 if a value was wrong or a rank failed; 2 for usage.\n\n"
+    "Examples:\n"
+    "  muster perf ep\n"
+    "  muster perf ep --ranks 4 --tokens 1,128,1024 --layout expert --combine exact --json";
+
+/* ---- single options ---- */
+
+/* The index of the word among `words`, which end with NULL. */
+static int32_t choose(struct argp_state *state, const char *option, const char *word, const char *const *words)
+{
+    char all[80] = "";
+    for (int32_t i = 0; words[i]; i++) {
+        if (strcmp(word, words[i]) == 0)
+            return i;
+        strncat(all, i ? ", " : "", sizeof all - strlen(all) - 1);
+        strncat(all, words[i], sizeof all - strlen(all) - 1);
+    }
+    argp_error(state, "--%s is \"%s\"; it must be one of %s", option, word, all);
+    return 0;
+}
+
+static int32_t number(struct argp_state *state, const char *option, const char *value, int32_t least, int32_t most)
+{
+    return (int32_t)tool_number(state, option, value, (uint64_t)least, (uint64_t)most);
+}
+
+static void set_tokens(struct argp_state *state, struct perf_shape *shape, const char *list)
+{
+    char copy[256], *rest = copy, *one;
+    if (snprintf(copy, sizeof copy, "%s", list) >= (int)sizeof copy)
+        argp_error(state, "--tokens is longer than %zu characters", sizeof copy - 1);
+    shape->token_counts = 0;
+    while ((one = strsep(&rest, ","))) {
+        if (shape->token_counts == PERF_MAX_TOKEN_COUNTS)
+            argp_error(state, "--tokens has more than %d counts", PERF_MAX_TOKEN_COUNTS);
+        shape->tokens[shape->token_counts++] = number(state, "tokens", one, 1, MOST_TOKENS);
+    }
+}
+
+static error_t parse_shape(int key, char *value, struct argp_state *state, struct perf_shape *s)
+{
+    static const char *const types[] = {"bf16", "fp32", NULL}, *const layouts[] = {"expert", "rank", NULL};
+    static const char *const modes[] = {"exact", "reduced", NULL}, *const quantise[] = {"none", "fp8", "fp8p2", NULL};
+    static const char *const fillings[] = {"nothing", "copy", NULL};
+    switch (key) {
+    case 'n': s->ranks = number(state, "ranks", value, 1, MUSTER_MAX_RANKS); return 0;
+    case 't': set_tokens(state, s, value); return 0;
+    case 'H': s->hidden = number(state, "hidden", value, 4, PERF_MAX_HIDDEN); return 0;
+    case 'k': s->topk = number(state, "topk", value, 1, MUSTER_EP_MAX_TOPK); return 0;
+    case 'e': s->experts = number(state, "experts", value, 1, 65536); return 0;
+    case 'd': s->fp32 = choose(state, "dtype", value, types); return 0;
+    case 'q': s->quantise = choose(state, "quantise", value, quantise); return 0;
+    case 'l': s->layout = choose(state, "layout", value, layouts); return 0;
+    case 'c': s->combine = choose(state, "combine", value, modes); return 0;
+    case 's': s->seed = tool_number(state, "seed", value, 0, INT64_MAX); return 0;
+    case 'x': s->copy = choose(state, "experts-do", value, fillings); return 0;
+    case KEY_CHECK: s->check = true; return 0;
+    case KEY_NO_CHECK: s->check = false; return 0;
+    case KEY_SPOIL: s->spoil = true; return 0;
+    default: return ARGP_ERR_UNKNOWN;
+    }
+}
+
+/* ---- all of them together ---- */
+
+/* What the library would refuse is refused here, in its words, before any rank is started. */
+static void check_configs(struct argp_state *state, const struct perf_shape *s)
+{
+    for (int32_t i = 0; i < s->token_counts; i++) {
+        muster_ep_config config = perf_library_config(s, i);
+        uint64_t bytes;
+        if (muster_ep_memory_bytes(&config, s->ranks, &bytes) != MUSTER_OK)
+            argp_error(state, "%s", muster_last_error());
+    }
+}
+
+static void complete(struct argp_state *state, struct perf_options *o)
+{
+    struct perf_shape *s = &o->shape;
+    cpu_set_t cores;
+    s->cores = sched_getaffinity(0, sizeof cores, &cores) == 0 ? CPU_COUNT(&cores) : 1;
+    s->slots = (s->experts + s->ranks - 1) / s->ranks;
+    if (s->topk > s->experts)
+        argp_error(state, "--topk is %d; with %d experts it must be 1 to %d", s->topk, s->experts, s->experts);
+    if (s->copy && s->quantise)
+        argp_error(state,
+                   "--experts-do copy cannot be had with --quantise: the rows that come are not of the type that "
+                   "goes back");
+    if ((int64_t)o->iterations * o->blocks > MOST_ITERATIONS)
+        argp_error(state, "--iterations times --blocks is %lld; it must be at most %d",
+                   (long long)o->iterations * o->blocks, MOST_ITERATIONS);
+    check_configs(state, s);
+}
+
+static error_t parse_option(int key, char *value, struct argp_state *state)
+{
+    struct perf_options *o = state->input;
+    switch (key) {
+    case 'i': o->iterations = number(state, "iterations", value, 1, MOST_ITERATIONS); return 0;
+    case 'w': o->warmup = number(state, "warmup", value, 0, MOST_ITERATIONS); return 0;
+    case 'b': o->blocks = number(state, "blocks", value, 1, PERF_MAX_BLOCKS); return 0;
+    case 'j': o->json = true; return 0;
+    case KEY_NO_BASELINE: o->baseline = false; return 0;
+    case ARGP_KEY_END: complete(state, o); return 0;
+    default: return parse_shape(key, value, state, &o->shape);
+    }
+}
+
+void perf_parse(int argc, char **argv, struct perf_options *options)
+{
+    static const struct argp parser = {.options = option_table, .parser = parse_option, .doc = text};
+    *options = (struct perf_options){
+        .shape = {.ranks = 2,
+                  .hidden = 2048,
+                  .topk = 8,
+                  .experts = 64,
+                  .layout = MUSTER_EP_RANK_MAJOR,
+                  .combine = MUSTER_EP_REDUCED,
+                  .token_counts = 3,
+                  .tokens = {1, 16, 128},
+                  .seed = 1,
+                  .check = true},
+        .blocks = 7,
+        .warmup = 50,
+        .iterations = 500,
+        .baseline = true,
+    };
+    argp_parse(&parser, argc, argv, 0, NULL, options);
+}

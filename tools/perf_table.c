@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <jansson.h>
+#include <stdio.h>
+
+#include "muster/ep.h"
+#include "perf.h"
+
+static const char *dtype_name(const struct perf_shape *s)
+{
+    return s->fp32 ? "fp32" : "bf16";
+}
+
+static const char *quantise_name(const struct perf_shape *s)
+{
+    static const char *const names[] = {"none", "fp8", "fp8p2"};
+    return names[s->quantise];
+}
+
+static const char *layout_name(const struct perf_shape *s)
+{
+    return s->layout == MUSTER_EP_RANK_MAJOR ? "rank" : "expert";
+}
+
+static const char *combine_name(const struct perf_shape *s)
+{
+    return s->combine == MUSTER_EP_EXACT ? "exact" : "reduced";
+}
+
+/* ---- text ---- */
+
+static void print_baseline(const struct perf_run *run)
+{
+    if (run->baseline.running)
+        printf(
+            "# mpi: %s; permute, MPI_Alltoall of counts, MPI_Alltoallv of rows, permute back and add up\n#      %s\n",
+            run->board->mailbox[PERF_MPI].name, run->baseline.command);
+    else
+        printf("# no mpi: %s\n", run->baseline.reason);
+}
+
+static void print_columns(void)
+{
+    printf("#\n# %-6s %-8s %5s %6s %6s %4s %7s %5s %-6s %-7s %11s %10s %8s %8s %7s %8s %7s %6s\n", "by", "rows",
+           "ranks", "tokens", "hidden", "topk", "experts", "dtype", "layout", "combine", "dispatch us", "combine us",
+           "pair us", "p90 us", "GB/s", "MB", "wrong", "ratio");
+}
+
+void perf_print_header(const struct perf_run *run)
+{
+    const struct perf_options *o = &run->options;
+    if (o->json) {
+        if (o->baseline && !run->baseline.running)
+            fprintf(stderr, "muster perf ep: no mpi: %s\n", run->baseline.reason);
+        return;
+    }
+    printf("# muster %s: dispatch and combine, %d ranks on %d cores, fault tolerance on\n", muster_version(),
+           o->shape.ranks, o->shape.cores);
+    printf("# seed %llu; quantise %s; between dispatch and combine: %s\n", (unsigned long long)o->shape.seed,
+           quantise_name(&o->shape), o->shape.copy ? "a copy of the received rows" : "nothing");
+    printf(
+        "# medians of %d blocks in turns, each the median of %d iterations after %d to warm up, of the slowest rank\n",
+        o->blocks, o->iterations, o->warmup);
+    print_baseline(run);
+    print_columns();
+    fflush(stdout);
+}
+
+static void print_text(const struct perf_run *run, const struct perf_series *series, int32_t count,
+                       const struct perf_figures *f)
+{
+    const struct perf_shape *s = &run->options.shape;
+    char wrong[24] = "-", ratio[16] = "-";
+    if (s->check)
+        snprintf(wrong, sizeof wrong, "%llu", (unsigned long long)f->wrong);
+    if (f->ratio > 0)
+        snprintf(ratio, sizeof ratio, "%.2f", f->ratio);
+    printf("  %-6s %-8s %5d %6d %6d %4d %7d %5s %-6s %-7s", series->backend, series->rows, s->ranks, s->tokens[count],
+           s->hidden, s->topk, s->experts, dtype_name(s), layout_name(s), combine_name(s));
+    printf(" %11.1f %10.1f %8.1f %8.1f %7.2f %8.2f %7s %6s\n", f->dispatch_us, f->combine_us, f->pair_us,
+           f->pair_p90_us, f->link_gbs, f->exchange_mb, wrong, ratio);
+    fflush(stdout);
+}
+
+void perf_print_footer(const struct perf_run *run)
+{
+    bool dropped = !run->baseline.running && *run->baseline.command;
+    if (run->wrong)
+        fprintf(stderr, "muster perf ep: %llu values were wrong\n", (unsigned long long)run->wrong);
+    if (!run->options.json && dropped)
+        printf("# mpi failed: %s\n", run->baseline.reason);
+}
+
+/* ---- JSON ---- */
+
+static void set_text(json_t *object, const char *name, const char *text)
+{
+    json_object_set_new(object, name, json_string(text));
+}
+
+static void set_count(json_t *object, const char *name, int64_t count)
+{
+    json_object_set_new(object, name, json_integer((json_int_t)count));
+}
+
+static void set_real(json_t *object, const char *name, double value)
+{
+    json_object_set_new(object, name, json_real(value));
+}
+
+static void set_shape(json_t *object, const struct perf_shape *s, int32_t count)
+{
+    set_count(object, "ranks", s->ranks);
+    set_count(object, "tokens", s->tokens[count]);
+    set_count(object, "hidden", s->hidden);
+    set_count(object, "topk", s->topk);
+    set_count(object, "experts", s->experts);
+    set_text(object, "dtype", dtype_name(s));
+    set_text(object, "quantise", quantise_name(s));
+    set_text(object, "layout", layout_name(s));
+    set_text(object, "combine", combine_name(s));
+    set_text(object, "experts_do", s->copy ? "copy" : "nothing");
+}
+
+static void set_figures(json_t *object, const struct perf_shape *s, const struct perf_figures *f)
+{
+    set_real(object, "dispatch_us", f->dispatch_us);
+    set_real(object, "combine_us", f->combine_us);
+    set_real(object, "pair_us", f->pair_us);
+    set_real(object, "pair_p90_us", f->pair_p90_us);
+    set_real(object, "link_gbs", f->link_gbs);
+    set_real(object, "exchange_mb", f->exchange_mb);
+    json_object_set_new(object, "wrong", s->check ? json_integer((json_int_t)f->wrong) : json_null());
+    json_object_set_new(object, "ratio", f->ratio > 0 ? json_real(f->ratio) : json_null());
+}
+
+static void print_json(const struct perf_run *run, const struct perf_series *series, int32_t count,
+                       const struct perf_figures *f)
+{
+    const struct perf_options *o = &run->options;
+    json_t *object = json_object();
+    set_text(object, "op", "ep");
+    set_text(object, "backend", series->backend);
+    set_text(object, "rows", series->rows);
+    set_shape(object, &o->shape, count);
+    json_object_set_new(object, "ft", json_boolean(series->side == PERF_LIBRARY));
+    set_figures(object, &o->shape, f);
+    set_count(object, "cores", o->shape.cores);
+    set_count(object, "blocks", o->blocks);
+    set_count(object, "iterations", o->iterations);
+    set_count(object, "seed", (int64_t)o->shape.seed);
+    json_dumpf(object, stdout, JSON_REAL_PRECISION(6));
+    putchar('\n');
+    fflush(stdout);
+    json_decref(object);
+}
+
+void perf_print_row(const struct perf_run *run, const struct perf_series *series, int32_t count,
+                    const struct perf_figures *figures)
+{
+    if (run->options.json)
+        print_json(run, series, count, figures);
+    else
+        print_text(run, series, count, figures);
+}
