@@ -116,7 +116,10 @@ typedef struct muster_ep_dispatch_args {
     int32_t pad_ids;
     int32_t invalid_id;
 
-    /* Masked mode: how many routes of this rank were dropped because their rank is inactive; may be NULL. */
+    /*
+     * Masked mode: how many routes of this rank were dropped because their rank is inactive; may be NULL. With a CUDA
+     * group this is memory that the device can write (pinned or its own), and is written in stream order.
+     */
     int32_t *dropped_routes;
 } muster_ep_dispatch_args;
 

@@ -78,6 +78,7 @@ typedef struct muster_wait_report {
 
 typedef enum muster_backend {
     MUSTER_BACKEND_CPU = 0, /* host shared memory */
+    MUSTER_BACKEND_CUDA = 1, /* NVIDIA GPUs of one host that reach each other's memory; libmuster_cuda.so.0 is loaded */
 } muster_backend;
 
 /*
@@ -100,14 +101,17 @@ typedef struct muster_group_config {
      * 1: it also waits for muster_group_ready(), for callers that must load weights first.
      */
     int32_t manual_ready;
+    int32_t device; /* CUDA: device of this process; -1: the rank modulo their number */
+    /* (same) CUDA: 1 takes kernels without any check; promises 1 to 6 are then off. */
+    int32_t no_fault_tolerance;
     void (*on_view)(void *context, const muster_view *view); /* a view was installed; may be NULL */
     void (*on_wait)(void *context, const muster_wait_report *report); /* an operation is overdue; may be NULL */
     void *context; /* handed to the callbacks, which run on the agent's thread and must not block or call back */
 } muster_group_config;
 
-#define MUSTER_GROUP_CONFIG_INIT                                                     \
-    {                                                                                \
-        .size = sizeof(muster_group_config), .rank = -1, .ranks = -1, .min_ranks = 1 \
+#define MUSTER_GROUP_CONFIG_INIT                                                                   \
+    {                                                                                              \
+        .size = sizeof(muster_group_config), .rank = -1, .ranks = -1, .min_ranks = 1, .device = -1 \
     }
 
 /*

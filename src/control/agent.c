@@ -20,7 +20,11 @@
 #include "core/log.h"
 #include "core/trace.h"
 
-enum { AGENT_IDLE_NS = 50 * 1000 * 1000 }; /* the caller does not wake the agent for each operation it watches */
+enum {
+    AGENT_IDLE_NS = 50 * 1000 * 1000, /* the caller does not wake the agent for each operation it watches */
+    AGENT_DEVICE_IDLE_NS = 500 * 1000,
+    AGENT_DEVICE_BUSY_NS = 20 * 1000,
+};
 
 void agent_wake(muster_group *g)
 {
@@ -83,6 +87,8 @@ static void agent_raise(muster_group *g, const struct view *view)
 {
     atomic_store(&g->begun, 0);
     atomic_store(&g->control.live_epoch, view->epoch); /* running kernels return */
+    if (g->device)
+        g->device_ops->epoch_raise(g->device, view->epoch);
     trace_add(TRACE_RAISED, clock_ns(), 0, view->epoch);
     fault_here(FAULT_VIEW_RAISED);
     pthread_mutex_lock(&g->lock);
@@ -94,10 +100,10 @@ static void agent_raise(muster_group *g, const struct view *view)
             g->store->ops->ask_memory(g->store, r, view->incarnation[r]);
 }
 
-static void agent_unmap(const muster_group *g, struct group_mapping *mapping)
+static void agent_unmap(muster_group *g, struct group_mapping *mapping)
 {
     if (mapping->incarnation)
-        shm_unmap(mapping->base, g->region.bytes);
+        group_memory_unmap(g, mapping->base);
     *mapping = (struct group_mapping){0};
 }
 
@@ -138,9 +144,19 @@ static void agent_publish_view(muster_group *g, const struct view *view)
         g->config.on_view(g->config.context, &shown);
 }
 
+static void agent_install_on_device(muster_group *g, const struct view *view)
+{
+    unsigned char *peers[MUSTER_MAX_RANKS];
+    for (int r = 0; r < g->config.ranks; r++)
+        peers[r] = mask_has(view->mask, r) ? g->mapping[r].base : NULL;
+    g->device_ops->view_install(g->device, &(struct device_view){view->epoch, view->mask, peers});
+}
+
 static void agent_install(muster_group *g, const struct view *view)
 {
     agent_install_mappings(g, view);
+    if (g->device)
+        agent_install_on_device(g, view);
     g->begun_mask = view->mask;
     trace_add(TRACE_COMMITTED, clock_ns(), 0, view->epoch);
     fault_here(FAULT_VIEW_INSTALLED);
@@ -151,6 +167,8 @@ static void agent_install(muster_group *g, const struct view *view)
 static void agent_begin(muster_group *g, uint32_t epoch)
 {
     trace_add(TRACE_BEGUN, clock_ns(), 0, epoch);
+    if (g->device)
+        g->device_ops->epoch_begin(g->device, epoch);
     atomic_store(&g->begun, epoch);
     pthread_mutex_lock(&g->lock);
     g->view.ready = 1;
@@ -316,7 +334,7 @@ static void agent_memory(muster_group *g, const struct store_event *e)
     bool wanted = mask_has(g->raising.mask, r) && g->raising.incarnation[r] == e->incarnation &&
                   !agent_mapped(g, r, e->incarnation);
     unsigned char *base;
-    if (wanted && shm_map(e->fd, g->region.bytes, &base) == MUSTER_OK) {
+    if (wanted && group_memory_map(g, e->fd, &base) == MUSTER_OK) {
         agent_unmap(g, &g->prepared[r]);
         g->prepared[r] = (struct group_mapping){.incarnation = e->incarnation, .base = base};
     } else if (wanted) {
@@ -384,6 +402,8 @@ static void agent_check_quiesced(muster_group *g)
     const struct view *view = &g->raising;
     if (view->epoch == 0 || atomic_load(&g->executing))
         return;
+    if (g->device && !g->device_ops->epoch_quiet(g->device, view->epoch))
+        return;
     for (int r = mask_next(view->mask, 0); r >= 0; r = mask_next(view->mask, r + 1))
         if (!agent_mapped(g, r, view->incarnation[r]))
             return;
@@ -392,6 +412,40 @@ static void agent_check_quiesced(muster_group *g)
     trace_add(TRACE_ACKNOWLEDGED, clock_ns(), 0, epoch);
     agent_event(g, (struct member_event){.type = MEMBER_QUIESCED, .epoch = epoch});
     fault_here(FAULT_VIEW_ACKNOWLEDGED);
+}
+
+/* A device's steps end when it comes to them; those of older epochs must have, and have been read if they were void. */
+static bool agent_device_is_behind(muster_group *g, uint32_t epoch)
+{
+    struct device_report report;
+    if (!g->device)
+        return false;
+    g->device_ops->report(g->device, &report);
+    return report.failure || report.unread || (report.step_open && report.step_epoch != epoch);
+}
+
+/* A failure that the device has recorded, once: what step_report() is for steps that run on the caller's thread. */
+static void agent_take_device_failure(muster_group *g)
+{
+    struct device_report report;
+    if (!g->device)
+        return;
+    g->device_ops->report(g->device, &report);
+    if (report.failure == g->device_failure)
+        return;
+    g->device_failure = report.failure;
+    muster_reason reason = failure_reason(report.failure);
+    uint32_t epoch = failure_epoch(report.failure);
+    if (reason == MUSTER_REASON_NONE || reason == MUSTER_REASON_EPOCH || reason == MUSTER_REASON_NOT_READY)
+        return;
+    group_epoch_failed(g, epoch);
+    if (reason != MUSTER_REASON_TIMEOUT) {
+        agent_event(g, (struct member_event){.type = MEMBER_FAILED, .epoch = epoch});
+        return;
+    }
+    g->overdue_epoch = epoch;
+    g->overdue = report.overdue;
+    agent_event(g, (struct member_event){.type = MEMBER_OVERDUE, .epoch = epoch, .mask = report.overdue});
 }
 
 /*
@@ -403,7 +457,7 @@ static void agent_check_ready(muster_group *g)
     uint32_t epoch = member_installed(&g->member)->epoch;
     if (epoch == 0 || g->ready_sent == epoch || g->raising.epoch || atomic_load(&g->control.live_epoch) != epoch)
         return;
-    if (atomic_load(&g->step_open) || atomic_load(&g->unread_void))
+    if (atomic_load(&g->step_open) || atomic_load(&g->unread_void) || agent_device_is_behind(g, epoch))
         return;
     if (g->config.manual_ready && atomic_load(&g->ready_called) != epoch)
         return;
@@ -435,10 +489,18 @@ static uint64_t agent_watch(muster_group *g)
 
 /* ---- The thread ---- */
 
+/* A device cannot wake the agent: it is looked at often, and more so while something of it is waited for. */
+static uint64_t agent_idle_ns(const muster_group *g)
+{
+    if (!g->device)
+        return AGENT_IDLE_NS;
+    return g->raising.epoch ? AGENT_DEVICE_BUSY_NS : AGENT_DEVICE_IDLE_NS;
+}
+
 static void agent_sleep(muster_group *g, uint64_t watch_ns)
 {
     uint64_t now_ns = clock_ns();
-    uint64_t wake_ns = now_ns + AGENT_IDLE_NS;
+    uint64_t wake_ns = now_ns + agent_idle_ns(g);
     uint64_t store_ns = g->stopped ? UINT64_MAX : g->store->ops->next_ns(g->store);
     uint64_t member_ns = g->stopped ? UINT64_MAX : member_next_ns(&g->member);
     wake_ns = watch_ns < wake_ns ? watch_ns : wake_ns;
@@ -466,6 +528,7 @@ static void *agent_main(void *argument)
         }
         if (!g->stopped && member_next_ns(&g->member) <= clock_ns())
             agent_event(g, (struct member_event){.type = MEMBER_TICK});
+        agent_take_device_failure(g);
         agent_check_quiesced(g);
         agent_check_ready(g);
         watch_ns = agent_watch(g);

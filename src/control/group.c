@@ -48,6 +48,8 @@ void group_stop(muster_group *g, muster_status status, const char *text)
     pthread_cond_broadcast(&g->changed);
     pthread_mutex_unlock(&g->lock);
     atomic_store(&g->control.live_epoch, STAMP_MAX_EPOCH + 1); /* no step has it: running kernels return */
+    if (g->device)
+        g->device_ops->epoch_raise(g->device, STAMP_MAX_EPOCH + 1);
     if (status != MUSTER_ERR_LEFT)
         log_line(LOG_LEVEL_ERROR, "the group has ended for this rank: %s: %s", muster_status_name(status), text);
 }
@@ -211,9 +213,14 @@ static muster_status group_check_config(const muster_group_config *config)
     if (config->rank < -1 || (config->ranks > 0 && config->rank >= config->ranks))
         return error_set(MUSTER_ERR_ARGUMENT, "config.rank = %d: must be 0..%d, or -1", config->rank,
                          config->ranks - 1);
-    if (config->backend != MUSTER_BACKEND_CPU)
-        return error_set(MUSTER_ERR_ARGUMENT, "config.backend = %d: must be MUSTER_BACKEND_CPU, the only one there is",
-                         (int)config->backend);
+    if (config->backend != MUSTER_BACKEND_CPU && config->backend != MUSTER_BACKEND_CUDA)
+        return error_set(MUSTER_ERR_ARGUMENT,
+                         "config.backend = %d: must be MUSTER_BACKEND_CPU (%d) or MUSTER_BACKEND_CUDA (%d)",
+                         (int)config->backend, MUSTER_BACKEND_CPU, MUSTER_BACKEND_CUDA);
+    if (config->no_fault_tolerance && config->backend == MUSTER_BACKEND_CPU)
+        return error_set(MUSTER_ERR_ARGUMENT,
+                         "config.no_fault_tolerance = %d: must be 0 with MUSTER_BACKEND_CPU, which always checks",
+                         config->no_fault_tolerance);
     return MUSTER_OK;
 }
 
@@ -249,12 +256,6 @@ static uint32_t group_spin(int ranks)
         return (uint32_t)config_number(CONFIG_SPIN);
     bool roomy = sched_getaffinity(0, sizeof cores, &cores) == 0 && CPU_COUNT(&cores) >= ranks;
     return roomy ? 20000 : 200;
-}
-
-static uint64_t group_region_bytes(uint64_t memory_bytes)
-{
-    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
-    return (sizeof(struct region_header) + memory_bytes + page - 1) / page * page;
 }
 
 static void group_member_config(const muster_group *g, struct member_config *config)
@@ -304,8 +305,9 @@ static void group_init_lock(muster_group *g)
 static muster_status group_found(muster_group *g)
 {
     char fields[256];
-    snprintf(fields, sizeof fields, "ranks=%d\nmin_ranks=%d\nbackend=%d\nmemory_bytes=%llu\n", g->config.ranks,
-             g->config.min_ranks, (int)g->config.backend, (unsigned long long)g->config.memory_bytes);
+    snprintf(fields, sizeof fields, "ranks=%d\nmin_ranks=%d\nbackend=%d\nmemory_bytes=%llu\nno_fault_tolerance=%d\n",
+             g->config.ranks, g->config.min_ranks, (int)g->config.backend, (unsigned long long)g->config.memory_bytes,
+             g->config.no_fault_tolerance);
     muster_status status = group_compare(g, "group", fields);
     if (status != MUSTER_OK)
         return status;
@@ -335,14 +337,18 @@ static void group_end_agent(muster_group *g)
     pthread_join(g->thread, NULL); /* its loop never waits for a peer */
 }
 
-static void group_free(muster_group *g)
+static void group_unmap_peers(muster_group *g)
 {
     for (int r = 0; r < g->config.ranks; r++) {
         if (r != g->config.rank && g->mapping[r].incarnation)
-            shm_unmap(g->mapping[r].base, g->region.bytes);
+            group_memory_unmap(g, g->mapping[r].base);
         if (g->prepared[r].incarnation)
-            shm_unmap(g->prepared[r].base, g->region.bytes);
+            group_memory_unmap(g, g->prepared[r].base);
     }
+}
+
+static void group_free(muster_group *g)
+{
     for (struct group_field_set *next, *set = g->fields; set; set = next) {
         next = set->next;
         free(set);
@@ -377,7 +383,7 @@ muster_status muster_group_create(const muster_group_config *config, muster_grou
         store_embedded_open(identity.store, g->config.rank, g->config.ranks, g->config.start_timeout_us, &g->store);
     if (status != MUSTER_OK)
         goto free_group;
-    status = shm_create(group_region_bytes(g->config.memory_bytes), &g->region);
+    status = group_memory_open(g);
     if (status != MUSTER_OK)
         goto close_store;
     group_init_control(g);
@@ -396,8 +402,9 @@ muster_status muster_group_create(const muster_group_config *config, muster_grou
 
 end_agent:
     group_end_agent(g);
+    group_unmap_peers(g);
 free_region:
-    shm_destroy(&g->region);
+    group_memory_close(g);
 close_store:
     g->store->ops->leave(g->store); /* an error is no death: without this the store would have to kill us */
     g->store->ops->close(g->store);
@@ -469,7 +476,8 @@ void muster_group_destroy(muster_group *g)
     if (!g->left)
         g->store->ops->leave(g->store); /* a rank whose group has ended leaves too: its exit is no fault */
     g->store->ops->close(g->store);
-    shm_destroy(&g->region);
+    group_unmap_peers(g);
+    group_memory_close(g);
     group_free(g);
 }
 

@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "kernels/device.h"
 #include "kernels/kernels.h"
 #include "muster/group.h"
 
@@ -38,7 +39,15 @@ void group_add_child(muster_group *g, struct group_child *child);
 void group_remove_child(muster_group *g, struct group_child *child);
 int32_t group_ranks(const muster_group *g);
 
-/* The step that is open, or NULL. Its epoch, mask and number are fixed until it ends. */
+/* The device of the group's backend; both NULL when kernels run on the caller's thread. */
+const struct device_ops *group_device_ops(const muster_group *g);
+struct device *group_device(const muster_group *g);
+
+/* Whether the caller has a step open. With a device an operation that opens or closes one itself says so by `mark`. */
+bool group_step_is_open(const muster_group *g);
+void group_step_mark(muster_group *g, bool open);
+
+/* Without a device: the step that is open, or NULL. Its epoch, mask and number are fixed until it ends. */
 const struct kernel_step *group_step(const muster_group *g);
 
 /*

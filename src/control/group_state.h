@@ -11,6 +11,7 @@
 #include "control/member.h"
 #include "control/store.h"
 #include "control/watchdog.h"
+#include "kernels/device.h"
 #include "memory/shm.h"
 
 enum { GROUP_VERDICTS = 64 };
@@ -56,8 +57,10 @@ struct muster_group {
     pid_t pid;
     struct kernel_control control;
     struct store *store;
-    struct shm_region region;
+    struct shm_region region; /* this rank's symmetric memory; on the device if there is one */
     uint64_t region_used;
+    const struct device_ops *device_ops; /* of a backend with a device; otherwise NULL, like the next */
+    struct device *device;
 
     pthread_t thread;
     int wake_fd;
@@ -95,6 +98,7 @@ struct muster_group {
     struct view swap_view;
     uint32_t overdue_epoch; /* of the last timeout here: what this rank waited for, should it be accused itself */
     muster_mask overdue;
+    uint64_t device_failure; /* the last one that was taken from the device's report */
     uint32_t presence[MUSTER_MAX_RANKS]; /* incarnation of the presence last seen */
     bool stopped;
 
@@ -104,6 +108,21 @@ struct muster_group {
     uint32_t verdict_first, verdict_count;
     uint32_t objects; /* attempts to create one: see group_next_object() */
 };
+
+/* group_memory.c */
+muster_status group_memory_open(muster_group *g);
+void group_memory_close(muster_group *g);
+muster_status group_memory_map(muster_group *g, int fd, unsigned char **base);
+void group_memory_unmap(muster_group *g, unsigned char *base);
+
+/* step_device.c: steps that a device runs in stream order. */
+muster_status step_device_begin(muster_group *g, void *stream);
+muster_status step_device_end(muster_group *g, void *stream);
+muster_status step_device_verdict(muster_group *g, muster_verdict *verdict);
+
+/* step.c */
+muster_status step_failure_status(uint64_t failure);
+bool step_busy(muster_group *g); /* an exchange is half done */
 
 /* agent.c */
 muster_status agent_start(muster_group *g);

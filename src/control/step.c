@@ -109,6 +109,8 @@ muster_status muster_step_begin(muster_group *g, void *stream)
     muster_status status = group_check(g);
     if (status != MUSTER_OK)
         return status;
+    if (g->device)
+        return step_device_begin(g, stream);
     if (stream)
         return error_set(MUSTER_ERR_ARGUMENT, "stream: must be NULL on the CPU backend");
     if (g->step.open)
@@ -129,7 +131,7 @@ muster_status muster_step_begin(muster_group *g, void *stream)
     return MUSTER_OK;
 }
 
-static muster_status step_status(uint64_t failure)
+muster_status step_failure_status(uint64_t failure)
 {
     switch (failure_reason(failure)) {
     case MUSTER_REASON_NONE: return MUSTER_OK;
@@ -150,7 +152,7 @@ static void step_queue_verdict(muster_group *g, uint64_t failure)
     muster_verdict *v = &g->verdict[(g->verdict_first + g->verdict_count++) % GROUP_VERDICTS];
     *v = (muster_verdict){
         .step = g->step.total,
-        .status = step_status(failure),
+        .status = step_failure_status(failure),
         .reason = failure_reason(failure),
         .phase = failure_phase(failure),
         .peer = failure ? failure_peer(failure) : -1,
@@ -163,7 +165,7 @@ static void step_queue_verdict(muster_group *g, uint64_t failure)
         atomic_fetch_add(&g->unread_void, 1);
 }
 
-static bool step_busy(muster_group *g)
+bool step_busy(muster_group *g)
 {
     bool busy = false;
     pthread_mutex_lock(&g->lock);
@@ -177,6 +179,8 @@ muster_status muster_step_end(muster_group *g, void *stream)
 {
     if (g->pid != getpid())
         return group_check(g);
+    if (g->device)
+        return step_device_end(g, stream);
     if (stream)
         return error_set(MUSTER_ERR_ARGUMENT, "stream: must be NULL on the CPU backend");
     if (!g->step.open)
@@ -210,6 +214,8 @@ muster_status muster_step_verdict(muster_group *g, muster_verdict *verdict)
         return group_check(g);
     if (!verdict)
         return error_set(MUSTER_ERR_ARGUMENT, "verdict: must not be NULL");
+    if (g->device)
+        return step_device_verdict(g, verdict);
     if (g->verdict_count == 0)
         return error_set(MUSTER_ERR_AGAIN, "no verdict is queued: end a step first");
     *verdict = g->verdict[g->verdict_first];
@@ -232,7 +238,7 @@ static muster_status step_explain(uint64_t failure)
     const char *phase = step_phase_name(failure_phase(failure));
     int peer = failure_peer(failure);
     uint32_t epoch = failure_epoch(failure);
-    muster_status status = step_status(failure);
+    muster_status status = step_failure_status(failure);
     switch (failure_reason(failure)) {
     case MUSTER_REASON_TIMEOUT:
         return error_set(status,

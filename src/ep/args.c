@@ -74,9 +74,13 @@ static muster_status check_shape(const struct checker *c, const struct rule *rul
 static muster_status check_type(const struct checker *c, const struct rule *rule, const muster_tensor *t)
 {
     muster_dtype want = rule->dtype, have = t->dtype;
-    if (t->device.type != MUSTER_DEVICE_CPU)
-        return error_set(MUSTER_ERR_ARGUMENT, "%s: %s is on device type %d, must be %d (CPU, not managed memory)",
-                         c->call, rule->name, t->device.type, MUSTER_DEVICE_CPU);
+    muster_device device = c->x->device;
+    bool elsewhere = device.type != MUSTER_DEVICE_CPU && t->device.index != device.index;
+    if (t->device.type != device.type || elsewhere)
+        return error_set(MUSTER_ERR_ARGUMENT,
+                         "%s: %s is on device {type %d, index %d}, must be on {%d, %d} (1: CPU, 2: CUDA; never managed "
+                         "memory)",
+                         c->call, rule->name, t->device.type, t->device.index, device.type, device.index);
     if (want.code != have.code || want.bits != have.bits || want.lanes != have.lanes)
         return error_set(MUSTER_ERR_ARGUMENT, "%s: %s has dtype {code %d, %d bits, %d lanes}, must be {%d, %d, %d}",
                          c->call, rule->name, have.code, have.bits, have.lanes, want.code, want.bits, want.lanes);
@@ -254,6 +258,7 @@ static muster_status take_inputs(struct checker *c, const muster_ep_dispatch_arg
     if (status != MUSTER_OK)
         return status;
     send->tokens = (int32_t)tokens;
+    send->dropped_routes = args->dropped_routes;
     status = take_input(c, "hidden", c->x->config->dtype, tokens, c->x->shape->hidden, args->hidden, &send->input[0]);
     if (status == MUSTER_OK)
         status = take_routes(c, args, send);

@@ -133,6 +133,11 @@ static void make_offsets(const muster_ep_config *config, uint64_t begin, struct 
     make_arrays(config, shape, &next);
     shape->results = take(&next, shape->exact ? 0 : rows * shape->result_bytes);
     shape->home = take(&next, shape->exact ? routes * shape->result_bytes : 0);
+    shape->row_index = take(&next, ranks * routes * sizeof(int32_t));
+    shape->row_flag = take(&next, rows * sizeof(uint64_t));
+    shape->slot_counts = take(&next, ranks * (uint64_t)shape->slots * sizeof(int32_t));
+    shape->arrived = shape->expert_major ? shape->results : take(&next, rows * shape->result_bytes);
+    shape->arrived_flag = take(&next, rows * sizeof(uint64_t));
     shape->end = next;
 }
 

@@ -13,7 +13,7 @@
 
 #include "core/mask.h"
 #include "core/stamp.h"
-#include "muster/ep.h"
+#include "kernels/exchange.h"
 #include "muster/group.h"
 
 /*
@@ -89,87 +89,6 @@ static inline void failure_record(struct kernel_control *control, uint64_t failu
     uint64_t none = 0;
     atomic_compare_exchange_strong(&control->failure, &none, failure);
 }
-
-/*
- * The exchange (MoE dispatch and combine). R = ranks, S = slots, T = tokens, K = topk, H = hidden.
- *
- * A line is what one peer tells another: a flag, and what is written before it. Each has a cache line of its own, since
- * each has another writer. Line p of an array in a rank's region is written by rank p alone.
- */
-struct exchange_line {
-    _Atomic uint64_t flag; /* stamp of the newest dispatch or combine that the peer has finished sending */
-    uint64_t mask[2]; /* dispatch: the ranks that the peer takes to be part of it */
-    uint64_t step; /* dispatch: the number of the peer's step in the epoch */
-    uint32_t rows; /* dispatch: rows that came with it */
-    uint32_t pad[7];
-};
-
-enum { EXCHANGE_MAX_ARRAYS = 2 + MUSTER_EP_MAX_PAYLOADS };
-
-/* One array whose rows travel: hidden states first, then scales if quantised, then the caller's payloads. */
-struct exchange_array {
-    uint64_t offset; /* of [R][T] rows */
-    size_t row_bytes;
-};
-
-/* What an exchange is, and where its parts lie in every region: a pure function of config and rank count (X6). */
-struct exchange_shape {
-    int32_t ranks, slots, tokens, topk, hidden;
-    bool expert_major, exact, masked, load_stats;
-    bool fp32; /* rows of hidden states and results are fp32; otherwise bf16 */
-    muster_ep_quantise quantise;
-    int32_t arrays;
-    struct exchange_array array[EXCHANGE_MAX_ARRAYS];
-    size_t result_bytes; /* of one row of H in fp32 or bf16 */
-    uint64_t dispatch_line; /* [R] lines */
-    uint64_t combine_line; /* [R] lines */
-    uint64_t loads; /* [R][R * S] int32; with load_stats */
-    uint64_t row_token; /* [R][T] int32 */
-    uint64_t row_slot; /* [R][T][K] int32: local slot or -1 */
-    uint64_t row_weight; /* [R][T][K] fp32 */
-    uint64_t results; /* reduced: [R][T] rows, read by their home ranks */
-    uint64_t home; /* exact: [T][K] rows, written by the ranks of the experts */
-    uint64_t begin, end; /* all of the above */
-};
-
-/* A caller's input: `stride` bytes from row to row. */
-struct row_input {
-    const unsigned char *data;
-    size_t stride;
-};
-
-struct dispatch_send_args {
-    uint64_t stamp;
-    int32_t tokens;
-    struct row_input input[EXCHANGE_MAX_ARRAYS]; /* by array; the one of the scales is not used */
-    struct row_input topk_slots; /* [tokens, K] */
-    bool wide; /* int64 ids, otherwise int32 */
-    struct row_input topk_weights; /* [tokens, K] fp32; data NULL: all 1 */
-    int32_t *dropped_routes; /* never NULL */
-};
-
-/* Outputs are compact; those with a NULL pointer are not wanted. */
-struct dispatch_receive_args {
-    uint64_t stamp;
-    unsigned char *output[EXCHANGE_MAX_ARRAYS];
-    int32_t *counts, *source, *loads, *slots;
-    int64_t *ranges;
-    float *weights;
-    bool pad_ids;
-    int32_t invalid_id;
-};
-
-/* results: [S][R*T] or [R][T] rows; data NULL: they already lie in the region. */
-struct combine_send_args {
-    uint64_t stamp;
-    struct row_input results;
-    size_t block_stride; /* bytes from one slot or source rank to the next */
-};
-
-struct combine_receive_args {
-    uint64_t stamp;
-    unsigned char *out; /* [tokens, H], tokens as dispatched */
-};
 
 /*
  * A backend. The four operations of an exchange are called in the order dispatch send, dispatch receive, combine send,

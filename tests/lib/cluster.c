@@ -15,6 +15,7 @@
 
 #include "control/store_server.h"
 #include "core/clock.h"
+#include "lib/backend.h"
 
 enum { DEFAULT_OPERATION_US = 5000000, DEFAULT_STEP_US = 10000000, DEFAULT_START_US = 20000000, DEFAULT_LIMIT_S = 40 };
 
@@ -116,6 +117,10 @@ muster_group_config cluster_config(struct cluster_rank *self)
     config.manual_ready = o->manual_ready;
     config.on_wait = o->on_wait;
     config.context = self;
+    if (test_backend) {
+        config.backend = test_backend->backend;
+        config.device = test_backend->device().index;
+    }
     return config;
 }
 
@@ -223,6 +228,8 @@ muster_view cluster_await_view(struct cluster_rank *self, int active, uint32_t a
 
 static void rank_run(struct cluster_thread *t)
 {
+    if (test_backend)
+        test_backend->rank_begin(t->rank.rank);
     if (!t->rank.cluster->options.no_groups) {
         muster_group_config config = cluster_config(&t->rank);
         cluster_at("muster_group_create");

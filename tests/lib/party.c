@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "lib/backend.h"
+
 enum { ROW_PADDING = 8 }; /* elements between the rows of a strided array */
 
 static void *party_allocate(size_t bytes)
@@ -52,6 +54,23 @@ static void array_make(struct party_array *a, muster_dtype dtype, int64_t d0, in
     a->whole_bytes = (size_t)stride * array_element_bytes(a) + a->tensor.byte_offset;
     a->whole = party_allocate(a->whole_bytes);
     a->tensor.data = a->whole_bytes ? a->whole : NULL; /* an empty array may have no address */
+    if (!test_backend)
+        return;
+    a->on_device = test_backend->allocate(a->whole_bytes);
+    a->tensor.data = a->whole_bytes ? a->on_device : NULL;
+    a->tensor.device = test_backend->device();
+}
+
+static void array_upload(const struct party_array *a)
+{
+    if (a->on_device)
+        test_backend->copy(a->on_device, a->whole, a->whole_bytes);
+}
+
+static void array_download(const struct party_array *a)
+{
+    if (a->on_device)
+        test_backend->copy(a->whole, a->on_device, a->whole_bytes);
 }
 
 static unsigned char *array_data(const struct party_array *a)
@@ -74,8 +93,10 @@ static void array_fill(struct party_array *a, const void *compact)
 
 static void array_free(struct party_array *a)
 {
+    if (a->on_device)
+        test_backend->release(a->on_device);
     free(a->whole);
-    a->whole = NULL;
+    a->whole = a->on_device = NULL;
 }
 
 static void slots_fill(struct party *p)
@@ -191,6 +212,50 @@ static void party_combine_arrays(struct party *p)
     p->combine.out = output(&p->out, dtype, w->in[p->rank].tokens, w->c.hidden, -1, w->c.strided);
 }
 
+typedef void array_function(struct party_array *a);
+
+static void party_each(struct party *p, array_function *function)
+{
+    struct party_array *arrays[] = {&p->hidden,      &p->slots,      &p->weights,   &p->out_hidden, &p->out_scales,
+                                    &p->out_counts,  &p->out_source, &p->out_loads, &p->out_ranges, &p->out_slots,
+                                    &p->out_weights, &p->results,    &p->out};
+    for (size_t i = 0; i < sizeof(arrays) / sizeof(arrays[0]); i++)
+        function(arrays[i]);
+    for (int i = 0; i < MUSTER_EP_MAX_PAYLOADS; i++) {
+        function(&p->payload[i]);
+        function(&p->out_payload[i]);
+    }
+}
+
+static void upload(struct party_array *a)
+{
+    array_upload(a);
+}
+
+static void download(struct party_array *a)
+{
+    array_download(a);
+}
+
+/* On a device: what the library has written, as it is when the stream has done all that was enqueued. */
+static void party_fetch(struct party *p)
+{
+    if (!test_backend)
+        return;
+    party_each(p, download);
+    if (p->dropped_on_device)
+        test_backend->copy(&p->dropped, p->dropped_on_device, sizeof(p->dropped));
+}
+
+static void party_dropped_on_device(struct party *p)
+{
+    if (!test_backend || !p->dispatch.dropped_routes)
+        return;
+    p->dropped_on_device = test_backend->allocate(sizeof(p->dropped));
+    test_backend->copy(p->dropped_on_device, &p->dropped, sizeof(p->dropped));
+    p->dispatch.dropped_routes = p->dropped_on_device;
+}
+
 struct party *party_open(const struct world *world, int rank)
 {
     struct party *p = party_allocate(sizeof(*p));
@@ -204,6 +269,8 @@ struct party *party_open(const struct world *world, int rank)
     party_outputs(p);
     party_layout_outputs(p);
     party_combine_arrays(p);
+    party_each(p, upload);
+    party_dropped_on_device(p);
     return p;
 }
 
@@ -211,15 +278,9 @@ void party_close(struct party *p)
 {
     if (!p)
         return;
-    struct party_array *arrays[] = {&p->hidden,      &p->slots,      &p->weights,   &p->out_hidden, &p->out_scales,
-                                    &p->out_counts,  &p->out_source, &p->out_loads, &p->out_ranges, &p->out_slots,
-                                    &p->out_weights, &p->results,    &p->out};
-    for (size_t i = 0; i < sizeof(arrays) / sizeof(arrays[0]); i++)
-        array_free(arrays[i]);
-    for (int i = 0; i < MUSTER_EP_MAX_PAYLOADS; i++) {
-        array_free(&p->payload[i]);
-        array_free(&p->out_payload[i]);
-    }
+    party_each(p, array_free);
+    if (p->dropped_on_device)
+        test_backend->release(p->dropped_on_device);
     free(p);
 }
 
@@ -235,6 +296,7 @@ static bool array_untouched(struct party *p, const struct party_array *a, const 
 
 bool party_untouched(struct party *p)
 {
+    party_fetch(p);
     bool untouched =
         array_untouched(p, &p->out_hidden, "out_hidden") && array_untouched(p, &p->out_scales, "out_scales") &&
         array_untouched(p, &p->out_counts, "out_counts") && array_untouched(p, &p->out_source, "out_source") &&
@@ -359,6 +421,7 @@ void party_experts(struct party *p)
     unsigned char *results = party_allocate(bytes);
     world_experts(p->world, p->rank, &received, results);
     array_fill(&p->results, results);
+    array_upload(&p->results);
     free(results);
 }
 
@@ -383,7 +446,11 @@ static muster_status party_take_in_place(struct party *p, muster_ep *ep)
         snprintf(p->why, sizeof(p->why), "rank %d: muster_ep_received() has the wrong shape or type", p->rank);
         return MUSTER_ERR_UNSUPPORTED;
     }
-    memcpy(p->out_hidden.whole, (char *)t.data + t.byte_offset, p->out_hidden.whole_bytes);
+    if (test_backend)
+        test_backend->copy(p->out_hidden.on_device, (char *)t.data + t.byte_offset, p->out_hidden.whole_bytes);
+    else
+        memcpy(p->out_hidden.whole, (char *)t.data + t.byte_offset, p->out_hidden.whole_bytes);
+    array_download(&p->out_hidden);
     return MUSTER_OK;
 }
 
@@ -394,33 +461,61 @@ static muster_status party_give_in_place(struct party *p, muster_ep *ep)
     if (status != MUSTER_OK)
         return status;
     struct oracle_received received = party_received(p);
-    world_experts(p->world, p->rank, &received, (char *)t.data + t.byte_offset);
+    unsigned char *there = (unsigned char *)t.data + t.byte_offset;
+    size_t bytes = world_results_bytes(p->world);
+    unsigned char *results = test_backend ? party_allocate(bytes) : there;
+    world_experts(p->world, p->rank, &received, results);
+    if (test_backend) {
+        test_backend->copy(there, results, bytes);
+        free(results);
+    }
     return MUSTER_OK;
+}
+
+/* The inputs were borrowed for the call only; a device reads them when the stream comes to it. */
+static void forget_inputs(struct party *p)
+{
+    if (test_backend)
+        return;
+    memset(p->hidden.whole, 0xee, p->hidden.whole_bytes);
+    memset(p->slots.whole, 0xee, p->slots.whole_bytes);
+}
+
+static muster_status dispatch_in_halves(struct party *p, muster_ep *ep)
+{
+    muster_status status = muster_ep_dispatch_send(ep, &p->dispatch, backend_stream());
+    if (status != MUSTER_OK)
+        return status;
+    forget_inputs(p);
+    return muster_ep_dispatch_receive(ep, &p->dispatch, backend_stream());
 }
 
 muster_status party_dispatch(struct party *p, muster_ep *ep)
 {
-    if (!p->world->c.halves)
-        return muster_ep_dispatch(ep, &p->dispatch, NULL);
-    muster_status status = muster_ep_dispatch_send(ep, &p->dispatch, NULL);
+    muster_status status =
+        p->world->c.halves ? dispatch_in_halves(p, ep) : muster_ep_dispatch(ep, &p->dispatch, backend_stream());
+    if (status == MUSTER_OK)
+        party_fetch(p);
+    return status;
+}
+
+static muster_status combine_in_halves(struct party *p, muster_ep *ep)
+{
+    muster_status status = muster_ep_combine_send(ep, &p->combine, backend_stream());
     if (status != MUSTER_OK)
         return status;
-    /* The inputs were borrowed for the call only. */
-    memset(p->hidden.whole, 0xee, p->hidden.whole_bytes);
-    memset(p->slots.whole, 0xee, p->slots.whole_bytes);
-    return muster_ep_dispatch_receive(ep, &p->dispatch, NULL);
+    if (p->results.whole && !test_backend)
+        memset(p->results.whole, 0xee, p->results.whole_bytes);
+    return muster_ep_combine_receive(ep, &p->combine, backend_stream());
 }
 
 muster_status party_combine(struct party *p, muster_ep *ep)
 {
-    if (!p->world->c.halves)
-        return muster_ep_combine(ep, &p->combine, NULL);
-    muster_status status = muster_ep_combine_send(ep, &p->combine, NULL);
-    if (status != MUSTER_OK)
-        return status;
-    if (p->results.whole)
-        memset(p->results.whole, 0xee, p->results.whole_bytes);
-    return muster_ep_combine_receive(ep, &p->combine, NULL);
+    muster_status status =
+        p->world->c.halves ? combine_in_halves(p, ep) : muster_ep_combine(ep, &p->combine, backend_stream());
+    if (status == MUSTER_OK)
+        array_download(&p->out);
+    return status;
 }
 
 muster_status party_exchange(struct party *p, muster_ep *ep)

@@ -10,6 +10,7 @@
 /* An array behind a tensor; `whole` is what was allocated, of which the tensor may use every other byte. */
 struct party_array {
     unsigned char *whole;
+    unsigned char *on_device; /* the same on the backend's device; what the tensor points at. NULL on the CPU */
     size_t whole_bytes;
     muster_tensor tensor;
     int64_t shape[3];
@@ -24,6 +25,7 @@ struct party {
         out_ranges, out_slots, out_weights;
     struct party_array results, out;
     int32_t dropped;
+    int32_t *dropped_on_device;
     muster_ep_dispatch_args dispatch;
     muster_ep_combine_args combine;
     char why[512]; /* the first thing that was wrong */

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "core/mask.h"
+#include "lib/backend.h"
 
 struct rounds {
     const struct exchange_case *cases;
@@ -58,9 +59,10 @@ void rounds_exchange(struct cluster_rank *self, muster_ep *ep, const struct worl
 static void exchange_in_step(struct cluster_rank *self, muster_ep *ep, const struct world *world)
 {
     struct party *p = party_open(world, self->rank);
-    expect_status(muster_step_begin(self->group, NULL), MUSTER_OK, "muster_step_begin");
+    expect_status(muster_step_begin(self->group, backend_stream()), MUSTER_OK, "muster_step_begin");
     muster_status status = party_exchange(p, ep);
-    expect_status(muster_step_end(self->group, NULL), MUSTER_OK, "muster_step_end");
+    expect_status(muster_step_end(self->group, backend_stream()), MUSTER_OK, "muster_step_end");
+    backend_wait();
     expect_good(self, p, status);
 }
 
@@ -84,6 +86,8 @@ static void rounds_rank(struct cluster_rank *self)
 
 bool rounds_run(int ranks, const struct exchange_case *cases, int count, int rounds, bool delay)
 {
+    if (!backend_has_ranks(ranks))
+        return true;
     struct rounds r = {.cases = cases, .count = count, .rounds = rounds, .delay = delay};
     struct cluster_options options = {.ranks = ranks, .memory_bytes = rounds_memory_bytes(cases, count, ranks)};
     r.worlds = calloc((size_t)(count * rounds), sizeof(struct world *));

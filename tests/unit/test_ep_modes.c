@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "core/mask.h"
+#include "lib/backend.h"
 #include "lib/rounds.h"
 
 enum { RANKS = 4, DEAD = 2 };
@@ -92,7 +93,7 @@ static void all_ones(struct cluster_rank *self)
     const struct worlds *worlds = self->context;
     muster_ep *ep = rounds_create(self, worlds->c);
     rounds_exchange(self, ep, worlds->all);
-    expect_status(muster_ep_set_mask(ep, mask_first(RANKS), NULL), MUSTER_OK, "muster_ep_set_mask");
+    expect_status(muster_ep_set_mask(ep, mask_first(RANKS), backend_stream()), MUSTER_OK, "muster_ep_set_mask");
     rounds_exchange(self, ep, worlds->all);
     muster_ep_destroy(ep);
 }
@@ -115,13 +116,13 @@ static void exchange_without(struct cluster_rank *self)
     cluster_barrier(self);
     for (int round = 0; round < 3 && self->rank != DEAD; round++) {
         if (round < 2)
-            expect_status(muster_ep_set_mask(ep, without, NULL), MUSTER_OK, "muster_ep_set_mask");
+            expect_status(muster_ep_set_mask(ep, without, backend_stream()), MUSTER_OK, "muster_ep_set_mask");
         rounds_exchange(self, ep, worlds->without);
     }
     /* The others no longer wait for a rank that they leave out: it must have finished what it still wants. */
     cluster_barrier(self);
     for (int round = 0; round < 2 && mask_has(pair, self->rank); round++) {
-        expect_status(muster_ep_set_mask(ep, pair, NULL), MUSTER_OK, "muster_ep_set_mask");
+        expect_status(muster_ep_set_mask(ep, pair, backend_stream()), MUSTER_OK, "muster_ep_set_mask");
         rounds_exchange(self, ep, worlds->pair);
     }
     cluster_barrier(self);
@@ -265,7 +266,7 @@ static void refuse_masks(struct cluster_rank *self)
     rounds_exchange(self, ep, worlds->all); /* refused masks changed nothing */
     cluster_barrier(self);
     if (self->rank != DEAD) {
-        expect_status(muster_ep_set_mask(ep, without, NULL), MUSTER_OK, "muster_ep_set_mask");
+        expect_status(muster_ep_set_mask(ep, without, backend_stream()), MUSTER_OK, "muster_ep_set_mask");
         refuse_mask(ep, all, "a mask that grows");
         rounds_exchange(self, ep, worlds->without);
     }

@@ -704,7 +704,8 @@ static void areas_do_not_overlap(void **state)
     shape_make(&config, RANKS, 4096, &s);
     const uint64_t begin[] = {s.dispatch_line, s.combine_line,    s.loads,           s.row_token,       s.row_slot,
                               s.row_weight,    s.array[0].offset, s.array[1].offset, s.array[2].offset, s.results,
-                              s.home};
+                              s.home,          s.row_index,       s.row_flag,        s.slot_counts,     s.arrived,
+                              s.arrived_flag};
     const uint64_t bytes[] = {RANKS * 64,
                               RANKS * 64,
                               RANKS * RANKS * SLOTS * 4,
@@ -715,7 +716,12 @@ static void areas_do_not_overlap(void **state)
                               RANKS * TOKENS * 4,
                               RANKS * TOKENS * 3,
                               RANKS * TOKENS * HIDDEN * 4,
-                              0};
+                              0,
+                              RANKS * TOKENS * TOPK * 4,
+                              RANKS * TOKENS * 8,
+                              RANKS * SLOTS * 4,
+                              RANKS * TOKENS * HIDDEN * 4,
+                              RANKS * TOKENS * 8};
     uint64_t end = s.begin;
     for (size_t i = 0; i < sizeof(begin) / sizeof(begin[0]); i++) {
         assert_true(begin[i] >= end && begin[i] % SHAPE_ALIGNMENT == 0);

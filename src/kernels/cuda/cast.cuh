@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * Number formats, bit for bit those of kernels/cpu/number.h: the same integer arithmetic, so that no intrinsic's
+ * treatment of NaN or of the largest value can differ.
+ */
+#ifndef CUDA_CAST_CUH
+#define CUDA_CAST_CUH
+
+#include <stdint.h>
+
+__device__ __forceinline__ float number_from_bf16(uint16_t half)
+{
+    return __uint_as_float((uint32_t)half << 16);
+}
+
+__device__ __forceinline__ uint16_t number_to_bf16(float value)
+{
+    uint32_t bits = __float_as_uint(value);
+    uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    uint32_t nan = bits >> 16 | 0x40;
+    return (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? nan : rounded);
+}
+
+/* e4m3fn: what is too large saturates at +-448, only NaN becomes NaN. See number.h for why this is right. */
+__device__ __forceinline__ uint8_t number_to_e4m3(float value)
+{
+    uint32_t bits = __float_as_uint(value);
+    uint32_t size = bits & 0x7fffffff;
+    uint32_t small = __float_as_uint(__fadd_rn(__uint_as_float(size), 16384.0f)) & 0xff;
+    uint32_t normal = ((size + 0x7ffff + (size >> 20 & 1)) >> 20) - (120u << 3);
+    uint32_t code = size < 0x3c800000 ? small : normal;
+    code = size >= 0x43e00000 ? 0x7e : code;
+    code = size > 0x7f800000 ? 0x7f : code;
+    return (uint8_t)((bits >> 24 & 0x80) | (code & 0x7f));
+}
+
+/* The smallest power of two that is >= a positive normal number. */
+__device__ __forceinline__ float number_power_of_two_above(float value)
+{
+    return __uint_as_float((__float_as_uint(value) + 0x7fffff) & 0xff800000);
+}
+
+/* The two bf16 numbers of a word, the lower address first. */
+__device__ __forceinline__ float2 numbers_from_bf16(uint32_t word)
+{
+    return make_float2(__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000));
+}
+
+__device__ __forceinline__ uint32_t numbers_to_bf16(float low, float high)
+{
+    return number_to_bf16(low) | (uint32_t)number_to_bf16(high) << 16;
+}
+
+#endif

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * What the agent, the step and the kernels of one rank share on a GPU. Read by the host compiler and by nvcc.
+ *
+ * The gate is one word: live epoch (24 bits) | open (1) | blocks inside (32). A block enters with one atomic addition,
+ * which tells it the epoch in the same instant as it makes itself known; the agent ends an epoch with one atomic
+ * operation on the same word, and then sees how many blocks are still inside. So either a block sees the new epoch and
+ * does nothing, or the agent sees the block and waits for it: no fence, and no second word, is needed for that.
+ */
+#ifndef CUDA_CONTROL_H
+#define CUDA_CONTROL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "muster/group.h"
+
+enum { CUDA_GATE_EPOCH_SHIFT = 40, CUDA_VERDICTS = 1024 };
+
+#define CUDA_GATE_OPEN (UINT64_C(1) << 39)
+#define CUDA_GATE_INSIDE UINT64_C(0xffffffff)
+
+/*
+ * The installed view. Written only while no block is inside the gate and the gate's epoch is newer than every step's;
+ * a kernel whose step has the gate's epoch may read it for as long as it is inside.
+ */
+struct cuda_view {
+    uint32_t epoch;
+    int32_t rank, ranks;
+    muster_mask mask;
+    uint64_t first_sequence; /* of the epoch */
+    unsigned char *peers[MUSTER_MAX_RANKS]; /* base of each rank's region here; NULL where it is not mapped */
+};
+
+/* The step that is open, or was last. Written by the kernel that begins or ends it, by one thread. */
+struct cuda_step {
+    uint32_t epoch; /* 0: void from its start */
+    uint32_t open;
+    uint64_t number; /* in the epoch */
+    uint64_t total; /* steps begun over the life of the group */
+};
+
+/* One per rank, in its device memory. */
+struct cuda_control {
+    uint64_t gate;
+    uint64_t failure; /* failure_pack(): of the oldest void step whose verdict is unread; the first writer wins */
+    uint64_t failure_detail; /* MUSTER_REASON_VALUE: token << 32 | k */
+    uint64_t operation_timeout_ns; /* of one wait; UINT64_MAX: none */
+    uint64_t step_timeout_ns; /* of a wait on a rank that has not begun the step */
+    struct cuda_step step;
+    struct cuda_view view;
+};
+
+/* A step's end, as muster_step_verdict() tells it. */
+struct cuda_verdict {
+    uint64_t step; /* its total; written last: the entry is whole when it is the one that is waited for */
+    uint64_t failure;
+    uint64_t failure_detail;
+    uint32_t epoch;
+    uint32_t unread; /* the step did nothing because an earlier verdict had not been read */
+    muster_mask mask;
+};
+
+/* One per rank, in host memory that the device sees. A kernel looks here only when it has waited for long. */
+struct cuda_mailbox {
+    uint64_t live_epoch; /* the agent's: before anything else is told to the device */
+    uint64_t quiet_epoch; /* the device's: no block of an older epoch is inside the gate */
+    uint64_t failure; /* the device's copy, for the agent: it looks here between its other duties */
+    uint64_t overdue[2]; /* written before a TIMEOUT failure: the peers whose deadline had passed */
+    uint64_t step_open; /* epoch << 1 | 1 while a step is open */
+    struct cuda_verdict verdict[CUDA_VERDICTS]; /* of step n at (n - 1) % CUDA_VERDICTS */
+};
+
+#endif

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * Copies of rows by groups of threads: each thread takes every so many-th piece, as wide as addresses and size allow.
+ * What is read may have been written by a peer after the kernel began, so nothing is read through the read-only path.
+ */
+#ifndef CUDA_COPY_CUH
+#define CUDA_COPY_CUH
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kernels/cuda/memory.cuh"
+
+/* The widest access that an address or a size allows: 16, 8, 4, 2 or 1 bytes. */
+__device__ __forceinline__ unsigned copy_width(uintptr_t bits)
+{
+    return (bits & 15) == 0 ? 16u : (unsigned)(bits & (~bits + 1));
+}
+
+__device__ __forceinline__ uintptr_t copy_bits(const void *address)
+{
+    return (uintptr_t)address;
+}
+
+template <typename T>
+__device__ __forceinline__ void copy_as(void *to, const void *from, size_t bytes, int thread, int threads)
+{
+    for (size_t i = (size_t)thread; i < bytes / sizeof(T); i += (size_t)threads)
+        ((T *)to)[i] = ((const volatile T *)from)[i];
+}
+
+/* Sixteen bytes at a time, four pieces in flight. */
+__device__ __forceinline__ void copy_wide(void *to, const void *from, size_t bytes, int thread, int threads)
+{
+    enum { FLIGHT = 4 };
+    const uint4 *in = (const uint4 *)from;
+    uint4 *out = (uint4 *)to, held[FLIGHT];
+    size_t count = bytes / sizeof(uint4), step = (size_t)threads;
+    size_t i = (size_t)thread;
+    for (; i + (FLIGHT - 1) * step < count; i += FLIGHT * step) {
+#pragma unroll
+        for (int n = 0; n < FLIGHT; n++)
+            held[n] = stream_load(in + i + n * step);
+#pragma unroll
+        for (int n = 0; n < FLIGHT; n++)
+            stream_store(out + i + n * step, held[n]);
+    }
+    for (; i < count; i += step)
+        stream_store(out + i, stream_load(in + i));
+}
+
+/* Copies one row, by all threads of a group. Orders nothing. */
+__device__ inline void copy_row(void *to, const void *from, size_t bytes, int thread, int threads)
+{
+    switch (copy_width(copy_bits(to) | copy_bits(from) | bytes)) {
+    case 16: copy_wide(to, from, bytes, thread, threads); break;
+    case 8: copy_as<uint64_t>(to, from, bytes, thread, threads); break;
+    case 4: copy_as<uint32_t>(to, from, bytes, thread, threads); break;
+    case 2: copy_as<uint16_t>(to, from, bytes, thread, threads); break;
+    default: copy_as<uint8_t>(to, from, bytes, thread, threads);
+    }
+}
+
+#endif

@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * Second half of dispatch: wait for every active rank's line, then for each row, and lay out what came. Warps take rows
+ * in the order in which they are sent (row 0 of every source, row 1 of every source, ...), so they wait for what is due.
+ */
+#ifndef CUDA_DISPATCH_RECEIVE_CUH
+#define CUDA_DISPATCH_RECEIVE_CUH
+
+#include "kernels/cuda/dispatch_send.cuh"
+
+/* What a receiving block knows when the lines have come. In shared memory. */
+struct receiving {
+    int32_t rows[MUSTER_MAX_RANKS]; /* from each rank */
+    int32_t most_rows; /* from any of them */
+    int32_t *begin; /* [S][R] expert-major: first row of a source within a slot */
+};
+
+/* ---------------------------------------------------------------------------------------------------------- the lines */
+
+/*
+ * X8, X9: whether a peer's dispatch is the other half of this one: sent in the same step, for the same ranks, with a
+ * possible number of rows. One thread. On failure the step is void.
+ */
+__device__ inline bool accept_line(const struct cuda_launch &l, const struct turn *turn, int rank, int32_t *rows)
+{
+    const volatile struct exchange_line *line = line_at(turn, turn->rank, l.shape.dispatch_line, rank);
+    uint32_t count = line->rows;
+    bool same_mask = line->mask[0] == turn->mask.word[0] && line->mask[1] == turn->mask.word[1];
+    *rows = (int32_t)count;
+    if (line->step != turn->number) {
+        turn_fail(l, MUSTER_REASON_REFUSED, MUSTER_PHASE_DISPATCH, rank, turn->epoch, 0);
+        return false;
+    }
+    if (same_mask && count <= (uint32_t)l.shape.tokens)
+        return true;
+    turn_fail(l, MUSTER_REASON_VALUE, MUSTER_PHASE_DISPATCH, rank, turn->epoch, count);
+    return false;
+}
+
+/* A thread for each rank. A rank outside the mask reads as zero rows (X7). */
+template <bool FT>
+__device__ inline bool await_lines(const struct cuda_launch &l, const struct turn *turn, struct receiving *r)
+{
+    bool good = true;
+    for (int rank = threadIdx.x; rank < turn->ranks; rank += blockDim.x) {
+        int32_t rows = 0;
+        if (turn_has(turn, rank)) {
+            const uint64_t *flag = &line_at(turn, turn->rank, l.shape.dispatch_line, rank)->flag;
+            good = wait_flag<FT>(l, turn, {flag, turn->stamp, rank, MUSTER_PHASE_DISPATCH}) &&
+                   accept_line(l, turn, rank, &rows) && good;
+        }
+        r->rows[rank] = rows;
+        atomicMax(&r->most_rows, rows);
+    }
+    return __syncthreads_and(good);
+}
+
+__device__ __forceinline__ const int32_t *slot_counts(const struct cuda_launch &l, const struct turn *turn, int rank)
+{
+    return (const int32_t *)region_at(turn, turn->rank, l.shape.slot_counts) + rank * l.shape.slots;
+}
+
+/* Rows of a slot lie by (source, token), packed: a source's begin where those of the ranks before it end. */
+__device__ inline bool lay_out_slots(const struct cuda_launch &l, const struct turn *turn, struct receiving *r)
+{
+    bool good = true;
+    for (int32_t s = threadIdx.x; s < l.shape.slots; s += blockDim.x) {
+        int32_t next = 0;
+        for (int rank = 0; rank < turn->ranks; rank++) {
+            int32_t count = r->rows[rank] ? ((const volatile int32_t *)slot_counts(l, turn, rank))[s] : 0;
+            r->begin[s * turn->ranks + rank] = next;
+            if (count < 0 || count > r->rows[rank]) { /* X9 */
+                turn_fail(l, MUSTER_REASON_VALUE, MUSTER_PHASE_DISPATCH, rank, turn->epoch, (uint32_t)count);
+                good = false;
+                count = 0;
+            }
+            next += count;
+        }
+    }
+    return __syncthreads_and(good);
+}
+
+/* --------------------------------------------------------------------------------- what the first block alone writes */
+
+__device__ inline void write_ranges(const struct cuda_launch &l, const struct turn *turn,
+                                    const struct dispatch_receive_args &args, const struct receiving *r)
+{
+    int ranks = turn->ranks;
+    for (int32_t i = threadIdx.x; i < l.shape.slots * ranks; i += blockDim.x) {
+        int32_t s = i / ranks, rank = i % ranks;
+        int32_t count = r->rows[rank] ? ((const volatile int32_t *)slot_counts(l, turn, rank))[s] : 0;
+        l.exchange->begin[i] = r->begin[i];
+        if (args.ranges)
+            args.ranges[i] = (int64_t)r->begin[i] << 32 | count;
+        if (rank == ranks - 1)
+            args.counts[s] = r->begin[i] + count;
+    }
+}
+
+__device__ inline void write_loads(const struct cuda_launch &l, const struct turn *turn, int32_t *loads)
+{
+    size_t slots = (size_t)l.shape.ranks * (size_t)l.shape.slots;
+    const volatile int32_t *told = (const volatile int32_t *)region_at(turn, turn->rank, l.shape.loads);
+    for (size_t i = threadIdx.x; i < slots * (size_t)turn->ranks; i += blockDim.x)
+        loads[i] = turn_has(turn, (int)(i / slots)) ? told[i] : 0;
+}
+
+/* Rows past the count, for kernels that run over the whole array. */
+__device__ inline void pad_slots(const struct cuda_launch &l, const struct dispatch_receive_args &args,
+                                 const struct receiving *r)
+{
+    for (int rank = 0; rank < l.shape.ranks; rank++) {
+        size_t topk = (size_t)l.shape.topk, end = row_at(l.shape, rank + 1, 0) * topk;
+        for (size_t i = row_at(l.shape, rank, r->rows[rank]) * topk + threadIdx.x; i < end; i += blockDim.x)
+            args.slots[i] = args.invalid_id;
+    }
+}
+
+__device__ inline void pad_sources(const struct cuda_launch &l, const struct turn *turn,
+                                   const struct dispatch_receive_args &args, const struct receiving *r)
+{
+    size_t rows = (size_t)l.shape.ranks * (size_t)l.shape.tokens;
+    int last = turn->ranks - 1;
+    for (int32_t s = 0; s < l.shape.slots; s++) {
+        int32_t count = r->rows[last] ? ((const volatile int32_t *)slot_counts(l, turn, last))[s] : 0;
+        size_t used = (size_t)(r->begin[s * turn->ranks + last] + count);
+        for (size_t i = 2 * ((size_t)s * rows + used) + threadIdx.x; i < 2 * ((size_t)s + 1) * rows; i += blockDim.x)
+            args.source[i] = args.invalid_id;
+    }
+}
+
+__device__ inline void write_summary(const struct cuda_launch &l, const struct turn *turn,
+                                     const struct dispatch_receive_args &args, const struct receiving *r)
+{
+    for (int rank = threadIdx.x; rank < turn->ranks; rank += blockDim.x) {
+        l.exchange->rows[rank] = r->rows[rank];
+        if (!l.shape.expert_major)
+            args.counts[rank] = r->rows[rank];
+    }
+    if (l.shape.expert_major)
+        write_ranges(l, turn, args, r);
+    if (args.loads)
+        write_loads(l, turn, args.loads);
+    if (args.pad_ids && !l.shape.expert_major)
+        pad_slots(l, args, r);
+    if (args.pad_ids && l.shape.expert_major && args.source)
+        pad_sources(l, turn, args, r);
+}
+
+/* ----------------------------------------------------------------------------------------------------- rows, by a warp */
+
+/* A row that has come: lane k holds what is known of route k. */
+struct arrived_row {
+    size_t row; /* in the arrays of the region */
+    int32_t token;
+    int32_t slot, index; /* of this lane's route; slot -1: it has none */
+    float weight;
+};
+
+__device__ inline bool accept_row(const struct cuda_launch &l, const struct turn *turn, const struct receiving *r,
+                                  int rank, const struct arrived_row *in)
+{
+    bool good = in->token >= 0 && in->token < l.shape.tokens && in->slot >= -1 && in->slot < l.shape.slots;
+    good = good && in->index >= 0 && in->index < r->rows[rank];
+    if (__all_sync(~0u, good))
+        return true;
+    if ((threadIdx.x & 31) == 0) /* X9 */
+        turn_fail(l, MUSTER_REASON_VALUE, MUSTER_PHASE_DISPATCH, rank, turn->epoch, (uint32_t)in->token);
+    return false;
+}
+
+/* Waits for row j of a rank and reads what came with it. False: the step is void. */
+template <bool FT>
+__device__ inline bool await_row(const struct cuda_launch &l, const struct turn *turn, const struct receiving *r,
+                                 int rank, int32_t j, struct arrived_row *in)
+{
+    const struct exchange_shape &shape = l.shape;
+    int lane = threadIdx.x & 31;
+    in->row = row_at(shape, rank, j);
+    bool come = true;
+    if (lane == 0) {
+        const uint64_t *flag = (const uint64_t *)region_at(turn, turn->rank, shape.row_flag) + in->row;
+        come = wait_flag<FT>(l, turn, {flag, turn->stamp, rank, MUSTER_PHASE_DISPATCH});
+    }
+    if (!__shfl_sync(~0u, come, 0))
+        return false;
+    __syncwarp(); /* what the flag's reader may see, its whole warp may see */
+    size_t route = in->row * (size_t)shape.topk + (size_t)lane;
+    bool has = lane < shape.topk;
+    in->token = ((const volatile int32_t *)region_at(turn, turn->rank, shape.row_token))[in->row];
+    in->slot = has ? ((const volatile int32_t *)region_at(turn, turn->rank, shape.row_slot))[route] : -1;
+    in->index = has ? ((const volatile int32_t *)region_at(turn, turn->rank, shape.row_index))[route] : 0;
+    in->weight = has ? ((const volatile float *)region_at(turn, turn->rank, shape.row_weight))[route] : 0.0f;
+    return accept_row(l, turn, r, rank, in);
+}
+
+__device__ __forceinline__ void write_source(int32_t *source, size_t row, int rank, int32_t token)
+{
+    source[2 * row] = rank;
+    source[2 * row + 1] = token;
+}
+
+/* Expert-major: the output row of this lane's route. */
+__device__ __forceinline__ size_t slot_row(const struct cuda_launch &l, const struct receiving *r, int rank,
+                                           const struct arrived_row *in)
+{
+    size_t rows = (size_t)l.shape.ranks * (size_t)l.shape.tokens;
+    return (size_t)in->slot * rows + (size_t)(r->begin[in->slot * l.shape.ranks + rank] + in->index);
+}
+
+__device__ inline void fan_out_row(const struct cuda_launch &l, const struct turn *turn,
+                                   const struct dispatch_receive_args &args, const struct receiving *r, int rank,
+                                   const struct arrived_row *in)
+{
+    int lane = threadIdx.x & 31;
+    size_t to = in->slot < 0 ? 0 : slot_row(l, r, rank, in);
+    if (in->slot >= 0 && args.source)
+        write_source(args.source, to, rank, in->token);
+    for (unsigned routes = __ballot_sync(~0u, in->slot >= 0); routes; routes &= routes - 1) {
+        size_t out = __shfl_sync(~0u, to, __ffs(routes) - 1);
+        for (int a = 0; a < l.shape.arrays; a++) {
+            size_t bytes = l.shape.array[a].row_bytes;
+            const unsigned char *from = region_at(turn, turn->rank, l.shape.array[a].offset) + in->row * bytes;
+            if (args.output[a])
+                copy_row(args.output[a] + out * bytes, from, bytes, lane, 32);
+        }
+    }
+}
+
+__device__ inline void take_row(const struct cuda_launch &l, const struct turn *turn,
+                                const struct dispatch_receive_args &args, int rank, const struct arrived_row *in)
+{
+    int lane = threadIdx.x & 31;
+    for (int a = 0; a < l.shape.arrays; a++) {
+        size_t bytes = l.shape.array[a].row_bytes;
+        const unsigned char *from = region_at(turn, turn->rank, l.shape.array[a].offset) + in->row * bytes;
+        if (args.output[a])
+            copy_row(args.output[a] + in->row * bytes, from, bytes, lane, 32);
+    }
+    if (lane < l.shape.topk) {
+        args.slots[in->row * (size_t)l.shape.topk + (size_t)lane] = in->slot;
+        args.weights[in->row * (size_t)l.shape.topk + (size_t)lane] = in->weight;
+    }
+    if (lane == 0 && args.source)
+        write_source(args.source, in->row, rank, in->token);
+}
+
+/* Rows 0 of all ranks, rows 1 of all ranks, and so on, handed to the warps of all receiving blocks in turn. */
+template <bool FT>
+__device__ inline void receive_rows(const struct cuda_launch &l, const struct turn *turn,
+                                    const struct dispatch_receive_args &args, const struct receiving *r, int block,
+                                    int blocks)
+{
+    int warps = blockDim.x / 32, ranks = turn->ranks;
+    int64_t all = (int64_t)r->most_rows * ranks;
+    for (int64_t i = block * warps + threadIdx.x / 32; i < all; i += (int64_t)blocks * warps) {
+        int rank = (int)(i % ranks);
+        int32_t j = (int32_t)(i / ranks);
+        struct arrived_row in;
+        if (j >= r->rows[rank])
+            continue;
+        if (!await_row<FT>(l, turn, r, rank, j, &in))
+            return;
+        if (l.shape.expert_major)
+            fan_out_row(l, turn, args, r, rank, &in);
+        else
+            take_row(l, turn, args, rank, &in);
+    }
+}
+
+template <bool FT>
+__device__ inline void receive_block(const struct cuda_launch &l, const struct turn *turn,
+                                     const struct dispatch_receive_args &args, int32_t *begin, int block, int blocks)
+{
+    __shared__ struct receiving r;
+    if (threadIdx.x == 0) {
+        r.most_rows = 0;
+        r.begin = begin;
+    }
+    __syncthreads();
+    if (!await_lines<FT>(l, turn, &r))
+        return;
+    if (l.shape.expert_major && !lay_out_slots(l, turn, &r))
+        return;
+    if (block == 0)
+        write_summary(l, turn, args, &r);
+    receive_rows<FT>(l, turn, args, &r, block, blocks);
+}
+
+#endif

@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * First half of dispatch: push each token once to every rank that holds one of its experts. One block plans: it checks
+ * the ids, and tells every rank how many rows will come. The others push rows, a contiguous run of tokens each.
+ */
+#ifndef CUDA_DISPATCH_SEND_CUH
+#define CUDA_DISPATCH_SEND_CUH
+
+#include "kernels/cuda/quantise.cuh"
+#include "kernels/cuda/region.cuh"
+#include "kernels/cuda/route.cuh"
+#include "kernels/cuda/wait.cuh"
+
+__device__ __forceinline__ struct route_input send_routes(const struct cuda_launch &l, const struct turn *turn,
+                                                          const struct dispatch_send_args &send)
+{
+    return {&send, turn, l.shape.slots, l.shape.slots * l.shape.ranks, l.shape.topk};
+}
+
+/* -------------------------------------------------------------------------------------------------- the planning block */
+
+/* What the planning block finds out about all of this rank's tokens. */
+struct send_plan {
+    struct route_counts counts;
+    unsigned long long bad; /* token << 32 | k of the first entry that may not stand there; all ones: there is none */
+    int32_t dropped;
+};
+
+/* Whether an entry may stand there: -1, or a slot that exists, is not named twice, and is active or may be dropped. */
+__device__ inline bool plan_allows(const struct route_input &in, bool masked, int32_t token, int32_t k)
+{
+    int64_t slot = route_id(in, token, k);
+    if (slot == -1)
+        return true;
+    if (slot < -1 || slot >= in.slots)
+        return false;
+    for (int32_t before = 0; before < k; before++)
+        if (route_id(in, token, before) == slot)
+            return false;
+    return masked || turn_has(in.turn, (int)slot / in.slots_per_rank);
+}
+
+/* X7: a route to an inactive rank becomes -1 and is reported, and nobody renormalises what is left. */
+__device__ inline void plan_token(const struct cuda_launch &l, const struct route_input &in, int32_t token,
+                                  struct send_plan *plan)
+{
+    struct cuda_exchange *x = l.exchange;
+    int32_t dropped = 0;
+    muster_mask ranks = route_count(in, plan->counts, token);
+    x->token_ranks[2 * (size_t)token] = ranks.word[0];
+    x->token_ranks[2 * (size_t)token + 1] = ranks.word[1];
+    for (int32_t k = 0; k < in.topk; k++) {
+        size_t route = (size_t)token * (size_t)in.topk + (size_t)k;
+        int32_t slot = route_slot(in, token, k);
+        x->token_slots[route] = slot;
+        x->token_weights[route] = slot < 0 ? 0.0f : route_weight(in, token, k);
+        dropped += slot < 0 && route_id(in, token, k) != -1;
+        if (!plan_allows(in, l.shape.masked, token, k))
+            atomicMin(&plan->bad, (unsigned long long)token << 32 | (unsigned)k);
+    }
+    if (dropped)
+        atomicAdd(&plan->dropped, dropped);
+}
+
+/* By all threads of the block: what one rank must know before it can lay out this rank's rows. */
+__device__ inline void plan_tell(const struct cuda_launch &l, const struct turn *turn, const struct send_plan *plan,
+                                 int rank)
+{
+    const struct exchange_shape &shape = l.shape;
+    int32_t *counts = (int32_t *)region_at(turn, rank, shape.slot_counts) + turn->rank * shape.slots;
+    for (int32_t s = threadIdx.x; s < shape.slots; s += blockDim.x)
+        counts[s] = plan->counts.slot[rank * shape.slots + s];
+    if (shape.load_stats) {
+        size_t slots = (size_t)shape.ranks * (size_t)shape.slots;
+        int32_t *loads = (int32_t *)region_at(turn, rank, shape.loads) + (size_t)turn->rank * slots;
+        for (size_t i = threadIdx.x; i < slots; i += blockDim.x)
+            loads[i] = plan->counts.slot[i];
+    }
+    if (threadIdx.x != 0)
+        return;
+    struct exchange_line *line = line_at(turn, rank, shape.dispatch_line, turn->rank);
+    line->mask[0] = turn->mask.word[0];
+    line->mask[1] = turn->mask.word[1];
+    line->step = turn->number;
+    line->rows = (uint32_t)plan->counts.rank[rank];
+}
+
+/*
+ * The lines (X4, X5, X8). Raised before the rows have gone: rows have flags of their own. To have come here this rank
+ * has left the combine of the pair before (kernels of a stream run one after the other), so the line also gives the
+ * credit to overwrite that combine's results. Counts and line of a rank are stored by several threads; the barrier puts
+ * them before the flag of the one that raises it, and the flag's release before whoever reads it.
+ */
+__device__ inline void plan_tell_all(const struct cuda_launch &l, const struct turn *turn, const struct send_plan *plan)
+{
+    for (int rank = 0; rank < turn->ranks; rank++)
+        if (turn_has(turn, rank))
+            plan_tell(l, turn, plan, rank);
+    __syncthreads();
+    for (int rank = threadIdx.x; rank < turn->ranks; rank += blockDim.x)
+        if (turn_has(turn, rank))
+            flag_raise(&line_at(turn, rank, l.shape.dispatch_line, turn->rank)->flag, turn->stamp);
+}
+
+__device__ inline void send_plan_block(const struct cuda_launch &l, const struct turn *turn,
+                                       const struct dispatch_send_args &send, const struct route_counts &counts)
+{
+    __shared__ struct send_plan plan;
+    struct route_input in = send_routes(l, turn, send);
+    if (threadIdx.x == 0) {
+        turn_publish_begun(l, turn);
+        plan.counts = counts;
+        plan.bad = ~0ull;
+        plan.dropped = 0;
+    }
+    route_clear(in, counts);
+    __syncthreads();
+    for (int32_t token = threadIdx.x; token < send.tokens; token += blockDim.x)
+        plan_token(l, in, token, &plan);
+    __syncthreads();
+    if (threadIdx.x == 0 && send.dropped_routes)
+        *send.dropped_routes = plan.dropped;
+    if (plan.bad == ~0ull)
+        plan_tell_all(l, turn, &plan);
+    else if (threadIdx.x == 0)
+        turn_fail(l, MUSTER_REASON_VALUE, MUSTER_PHASE_DISPATCH, -1, turn->epoch, plan.bad); /* X11 */
+}
+
+/* --------------------------------------------------------------------------------------------------- the pushing blocks */
+
+__device__ __forceinline__ unsigned char *destination_row(const struct cuda_launch &l, const struct turn *turn,
+                                                          const struct route_token *token, int i, int array)
+{
+    const struct exchange_array &a = l.shape.array[array];
+    size_t row = row_at(l.shape, turn->rank, token->row[i]);
+    return region_at(turn, token->rank[i], a.offset) + row * a.row_bytes;
+}
+
+/* One array's row of a token to all its destinations: each piece is loaded once. */
+__device__ inline void push_wide(const struct cuda_launch &l, const struct turn *turn, const struct route_token *token,
+                                 int array, const unsigned char *row)
+{
+    for (size_t at = (size_t)threadIdx.x * 16; at < l.shape.array[array].row_bytes; at += (size_t)blockDim.x * 16) {
+        uint4 piece = *(const uint4 *)(row + at);
+        for (int i = 0; i < token->destinations; i++)
+            stream_store(destination_row(l, turn, token, i, array) + at, piece);
+    }
+}
+
+__device__ inline void push_row(const struct cuda_launch &l, const struct turn *turn, const struct route_token *token,
+                                int array, const unsigned char *row)
+{
+    size_t bytes = l.shape.array[array].row_bytes; /* rows of a region are as aligned as their size is */
+    if (copy_width(copy_bits(row) | bytes) == 16) {
+        push_wide(l, turn, token, array, row);
+        return;
+    }
+    for (int i = 0; i < token->destinations; i++)
+        copy_row(destination_row(l, turn, token, i, array), row, bytes, threadIdx.x, blockDim.x);
+}
+
+/* All lanes of a warp go round together: a group's lanes exchange their maximum. */
+__device__ inline void push_quantised(const struct cuda_launch &l, const struct turn *turn,
+                                      const struct route_token *token, const unsigned char *row)
+{
+    bool power_of_two = l.shape.quantise == MUSTER_EP_QUANTISE_FP8_POW2;
+    int32_t hidden = l.shape.hidden, pieces = (hidden + QUANTISE_PIECE - 1) / QUANTISE_PIECE;
+    for (int32_t piece = threadIdx.x; piece < (pieces + 31) / 32 * 32; piece += blockDim.x) {
+        float value[QUANTISE_PIECE];
+        int32_t at = piece * QUANTISE_PIECE;
+        quantise_load(row, l.shape.fp32, at, hidden, value);
+        float scale = quantise_scale(value, power_of_two);
+        uint4 codes = quantise_codes(value, scale);
+        for (int i = 0; i < token->destinations && at < hidden; i++) {
+            quantise_store(destination_row(l, turn, token, i, 0) + at, codes, hidden - at);
+            if (piece % QUANTISE_LANES == 0)
+                ((float *)destination_row(l, turn, token, i, 1))[piece / QUANTISE_LANES] = scale;
+        }
+    }
+}
+
+/* Which token a row is, and its routes: an entry for each k, those to other ranks being -1. */
+__device__ inline void push_routes(const struct cuda_launch &l, const struct turn *turn,
+                                   const struct route_token *token, int32_t t)
+{
+    const struct exchange_shape &shape = l.shape;
+    for (int n = threadIdx.x; n < token->destinations * shape.topk; n += blockDim.x) {
+        int i = n / shape.topk, k = n % shape.topk, rank = token->rank[i];
+        size_t row = row_at(shape, turn->rank, token->row[i]), route = row * (size_t)shape.topk + (size_t)k;
+        int32_t slot = token->slot[k] - rank * shape.slots;
+        bool here = token->slot[k] >= 0 && slot >= 0 && slot < shape.slots;
+        ((int32_t *)region_at(turn, rank, shape.row_slot))[route] = here ? slot : -1;
+        ((int32_t *)region_at(turn, rank, shape.row_index))[route] = here ? token->index[k] : 0;
+        ((float *)region_at(turn, rank, shape.row_weight))[route] = here ? token->weight[k] : 0.0f;
+        if (k == 0)
+            ((int32_t *)region_at(turn, rank, shape.row_token))[row] = t;
+    }
+}
+
+__device__ inline void push_token(const struct cuda_launch &l, const struct turn *turn,
+                                  const struct dispatch_send_args &send, const struct route_token *token, int32_t t)
+{
+    int first = 0;
+    if (l.shape.quantise) {
+        push_quantised(l, turn, token, send.input[0].data + (size_t)t * send.input[0].stride);
+        first = 2;
+    }
+    for (int array = first; array < l.shape.arrays; array++)
+        push_row(l, turn, token, array, send.input[array].data + (size_t)t * send.input[array].stride);
+    push_routes(l, turn, token, t);
+}
+
+/*
+ * Credit to store rows here (X4): every active rank has raised its combine line of the pair before, which this rank's
+ * combine waited for, and a rank raises that when the kernel that consumed its rows is over. The row's flag comes after
+ * the row: all threads have stored their pieces before the barrier, and the flag is a release (X5).
+ */
+__device__ inline void send_push_block(const struct cuda_launch &l, const struct turn *turn,
+                                       const struct dispatch_send_args &send, const struct route_counts &counts,
+                                       int block, int blocks)
+{
+    __shared__ struct route_token tokens[2]; /* one is pushed while the flags of the other are raised */
+    struct route_input in = send_routes(l, turn, send);
+    int32_t run = (send.tokens + blocks - 1) / blocks, begin = block * run;
+    int32_t end = begin + run < send.tokens ? begin + run : send.tokens;
+    if (begin >= end)
+        return;
+    route_clear(in, counts);
+    __syncthreads();
+    for (int32_t t = threadIdx.x; t < begin; t += blockDim.x)
+        route_count(in, counts, t);
+    for (int32_t t = begin; t < end; t++) {
+        struct route_token *token = &tokens[t & 1];
+        __syncthreads();
+        if (threadIdx.x < 32)
+            route_place(in, counts, t, token);
+        __syncthreads();
+        push_token(l, turn, send, token, t);
+        __syncthreads();
+        if (threadIdx.x < token->destinations) {
+            size_t row = row_at(l.shape, turn->rank, token->row[threadIdx.x]);
+            flag_raise((uint64_t *)region_at(turn, token->rank[threadIdx.x], l.shape.row_flag) + row, turn->stamp);
+        }
+    }
+}
+
+#endif

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * An exchange on a GPU: what a rank keeps in its device memory from one operation of a pair to the next, and what a
+ * kernel is launched with. Everything that a captured graph must not freeze (epoch, mask, numbers, peers) is read from
+ * device memory. Read by the host compiler and by nvcc.
+ */
+#ifndef CUDA_EXCHANGE_H
+#define CUDA_EXCHANGE_H
+
+#include "kernels/cuda/control.h"
+#include "kernels/exchange.h"
+
+/* The pair that is under way, or was last. Written by the last block of dispatch's send half. */
+struct cuda_pair {
+    uint32_t epoch;
+    uint32_t pad;
+    uint64_t sequence; /* of the pair in the epoch; its stamp is made of both */
+    muster_mask mask; /* of the ranks that take part */
+};
+
+struct cuda_exchange {
+    struct cuda_pair pair;
+    uint32_t narrowed_epoch; /* of `narrowed`; masked mode */
+    uint32_t exits; /* blocks of the running kernel that have come to its end */
+    muster_mask narrowed; /* what muster_ep_set_mask() said in that epoch */
+
+    /* Arrays in device memory, this rank's alone. */
+    int32_t *rows; /* [R] rows received from each rank; 0 for ranks that take no part */
+    int32_t *begin; /* [S][R] expert-major: first row of a source within a slot */
+    uint64_t *token_ranks; /* [T][2] the ranks that own routes of this rank's token: who owes it something */
+    int32_t *token_slots; /* [T][K] global slot of each route that was sent, otherwise -1 */
+    float *token_weights; /* [T][K] their weights */
+};
+
+/* How the blocks of a kernel share the work. */
+struct cuda_plan {
+    int32_t send_blocks; /* the first ones of the grid push rows */
+    int32_t receive_blocks; /* the others wait for rows */
+    int32_t threads;
+    int32_t shared_bytes;
+};
+
+/* What every kernel of an exchange is launched with. */
+struct cuda_launch {
+    struct cuda_control *control;
+    struct cuda_mailbox *mailbox; /* host memory, as the device sees it */
+    struct cuda_exchange *exchange;
+    struct exchange_shape shape;
+    struct cuda_plan plan;
+    bool begins_step; /* dispatch's send half: no step is open, so this pair is one */
+    bool ends_step; /* combine's receive half, likewise */
+};
+
+#endif

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * Loads and stores by what they promise. Ranks see each other's memory at system scope; blocks of one rank at device
+ * scope. Names are those of kernels/cpu/memory.h.
+ */
+#ifndef CUDA_MEMORY_CUH
+#define CUDA_MEMORY_CUH
+
+#include <stdint.h>
+
+/* Release: whoever reads this stamp also sees what this thread has stored, or knew to be stored, before. */
+__device__ __forceinline__ void flag_raise(uint64_t *flag, uint64_t stamp)
+{
+    asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(flag), "l"(stamp) : "memory");
+}
+
+/* Acquire: the other half. */
+__device__ __forceinline__ uint64_t flag_read(const uint64_t *flag)
+{
+    uint64_t stamp;
+    asm volatile("ld.acquire.sys.global.u64 %0, [%1];" : "=l"(stamp) : "l"(flag) : "memory");
+    return stamp;
+}
+
+/* A look at a word that changes; orders nothing. */
+__device__ __forceinline__ uint64_t word_look(const uint64_t *word)
+{
+    uint64_t value;
+    asm volatile("ld.relaxed.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(word) : "memory");
+    return value;
+}
+
+__device__ __forceinline__ void word_store(uint64_t *word, uint64_t value)
+{
+    asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(word), "l"(value) : "memory");
+}
+
+/* 16 bytes that a peer will read, or that this rank will not read soon: they need no place in the first-level cache. */
+__device__ __forceinline__ void stream_store(void *to, uint4 value)
+{
+    asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(value.x), "r"(value.y), "r"(value.z),
+                 "r"(value.w)
+                 : "memory");
+}
+
+/*
+ * 16 bytes that a peer has stored. Never through the read-only path, which may hold what was there before; a flag must
+ * have been read first.
+ */
+__device__ __forceinline__ uint4 stream_load(const void *from)
+{
+    uint4 value;
+    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+                 : "l"(from)
+                 : "memory");
+    return value;
+}
+
+/* Nanoseconds; all multiprocessors of a device count alike, in steps of up to a microsecond. */
+__device__ __forceinline__ uint64_t clock_ns()
+{
+    uint64_t ns;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(ns));
+    return ns;
+}
+
+#endif

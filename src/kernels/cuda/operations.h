@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * The launches of an exchange's operations: one file each, beside this one. A launch only enqueues; it can be captured.
+ * The launch struct is passed by value, so nothing of it needs to outlive the call; what the tensors point at does.
+ */
+#ifndef CUDA_OPERATIONS_H
+#define CUDA_OPERATIONS_H
+
+#include <cuda_runtime_api.h>
+
+#include "kernels/cuda/exchange.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Slots of all ranks together: a block counts routes to each of them in its shared memory. */
+enum { OPERATIONS_MAX_SLOTS = 16384 };
+
+/* Threads of a block: 16 bytes each are a row of 7168 bf16, and each can have 72 registers. */
+enum { OPERATIONS_MAX_THREADS = 896 };
+
+/* How an operation on so many tokens of this rank (at most) shares the multiprocessors it may use. */
+struct cuda_plan dispatch_plan(const struct exchange_shape *shape, int32_t tokens, int32_t multiprocessors);
+struct cuda_plan combine_plan(const struct exchange_shape *shape, int32_t tokens, int32_t multiprocessors);
+
+/* To be called once per device before anything is launched there: loads the kernels and sets their limits. */
+cudaError_t dispatch_prepare(void);
+cudaError_t combine_prepare(void);
+
+/* Either of send and receive may be NULL: then only the other half is launched. ft: see promise 10. */
+cudaError_t dispatch_launch(const struct cuda_launch *launch, const struct dispatch_send_args *send,
+                            const struct dispatch_receive_args *receive, bool ft, cudaStream_t stream);
+/* tokens: of this rank's dispatch. */
+cudaError_t combine_launch(const struct cuda_launch *launch, const struct combine_send_args *send,
+                           const struct combine_receive_args *receive, int32_t tokens, bool ft, cudaStream_t stream);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/cuda/step.h"
+
+#include "kernels/cuda/turn.cuh"
+
+/* ------------------------------------------------------------------------------------------- the gate, by the agent */
+
+static __device__ unsigned long long *gate_of(struct cuda_control *control)
+{
+    return (unsigned long long *)&control->gate;
+}
+
+/* Replaces epoch and openness, and leaves the count of those inside alone. */
+static __device__ void gate_set(struct cuda_control *control, uint64_t epoch_and_open)
+{
+    unsigned long long seen = word_look(&control->gate), before;
+    do {
+        before = seen;
+        seen = atomicCAS(gate_of(control), before, (unsigned long long)epoch_and_open | (before & CUDA_GATE_INSIDE));
+    } while (seen != before);
+}
+
+/*
+ * Blocks that are inside see the new epoch at their next look and leave; blocks that enter from now on get it with
+ * their ticket and do nothing. So the count falls to zero, and only blocks that do nothing raise it again.
+ */
+static __global__ void raise_kernel(struct cuda_control *control, struct cuda_mailbox *mailbox, uint32_t epoch)
+{
+    if (gate_epoch(word_look(&control->gate)) >= epoch)
+        return;
+    gate_set(control, (uint64_t)epoch << CUDA_GATE_EPOCH_SHIFT);
+    while (word_look(&control->gate) & CUDA_GATE_INSIDE)
+        __nanosleep(200);
+    __threadfence_system();
+    flag_raise(&mailbox->quiet_epoch, epoch);
+}
+
+static __global__ void install_kernel(struct cuda_control *control, const __grid_constant__ struct cuda_view view)
+{
+    const uint64_t *from = (const uint64_t *)&view;
+    uint64_t *to = (uint64_t *)&control->view;
+    for (unsigned i = threadIdx.x; i < sizeof(view) / sizeof(*to); i += blockDim.x)
+        to[i] = from[i];
+}
+
+static __global__ void open_kernel(struct cuda_control *control, uint32_t epoch)
+{
+    unsigned long long seen = word_look(&control->gate), before;
+    do {
+        before = seen;
+        if (gate_epoch(before) != epoch)
+            return;
+        seen = atomicCAS(gate_of(control), before, before | CUDA_GATE_OPEN);
+    } while (seen != before);
+}
+
+static __global__ void forget_kernel(struct cuda_control *control)
+{
+    control->failure_detail = ~UINT64_C(0);
+    __threadfence();
+    word_store(&control->failure, 0);
+}
+
+/* ------------------------------------------------------------------------------------------- a step, by the caller */
+
+static __device__ void gate_leave(struct cuda_control *control)
+{
+    __threadfence();
+    atomicAdd(gate_of(control), ~0ull);
+}
+
+static __global__ void step_begin_kernel(struct cuda_launch l)
+{
+    struct turn turn;
+    uint64_t gate = atomicAdd(gate_of(l.control), 1ull);
+    turn.view = &l.control->view;
+    turn.peers = turn.view->peers;
+    turn.epoch = gate_epoch(gate);
+    turn.live = !turn_void(l);
+    turn.number = 0;
+    if (turn.live && !(gate & CUDA_GATE_OPEN)) {
+        turn_fail(l, MUSTER_REASON_NOT_READY, MUSTER_PHASE_STEP, -1, turn.epoch, 0);
+        turn.live = false;
+    }
+    if (turn.live) {
+        turn_take_step(l, &turn);
+        turn_publish_begun(l, &turn);
+    }
+    step_note_begun(l, &turn);
+    gate_leave(l.control);
+}
+
+/* An epoch that ended before the step did makes it void: its last operation may have been the one that was called off. */
+static __global__ void step_end_kernel(struct cuda_launch l)
+{
+    uint64_t gate = atomicAdd(gate_of(l.control), 1ull);
+    if (!turn_void(l) && gate_epoch(gate) != l.control->step.epoch)
+        turn_fail(l, MUSTER_REASON_EPOCH, MUSTER_PHASE_STEP, -1, l.control->step.epoch, 0);
+    step_note_ended(l.control, l.mailbox, gate_epoch(gate));
+    gate_leave(l.control);
+}
+
+static __device__ bool mask_allowed(const struct cuda_exchange *x, const struct cuda_view *view, uint32_t epoch,
+                                    muster_mask mask)
+{
+    bool narrowed = x->narrowed_epoch == epoch;
+    for (int i = 0; i < 2; i++) {
+        uint64_t limit = narrowed ? x->narrowed.word[i] : view->mask.word[i];
+        if (mask.word[i] & ~limit)
+            return false;
+    }
+    return true;
+}
+
+static __global__ void mask_kernel(struct cuda_launch l, muster_mask mask)
+{
+    uint64_t gate = atomicAdd(gate_of(l.control), 1ull);
+    uint32_t epoch = gate_epoch(gate);
+    struct cuda_exchange *x = l.exchange;
+    if (!turn_void(l) && l.control->view.epoch == epoch) {
+        if (!mask_allowed(x, &l.control->view, epoch, mask))
+            turn_fail(l, MUSTER_REASON_VALUE, MUSTER_PHASE_NONE, -1, epoch, ~UINT64_C(0));
+        x->narrowed = mask;
+        x->narrowed_epoch = epoch;
+    }
+    gate_leave(l.control);
+}
+
+/* --------------------------------------------------------------------------------------------------------- launches */
+
+extern "C" cudaError_t step_launch_raise(struct cuda_control *control, struct cuda_mailbox *mailbox, uint32_t epoch,
+                                         cudaStream_t stream)
+{
+    raise_kernel<<<1, 1, 0, stream>>>(control, mailbox, epoch);
+    return cudaGetLastError();
+}
+
+extern "C" cudaError_t step_launch_install(struct cuda_control *control, const struct cuda_view *view,
+                                           cudaStream_t stream)
+{
+    install_kernel<<<1, 128, 0, stream>>>(control, *view);
+    return cudaGetLastError();
+}
+
+extern "C" cudaError_t step_launch_open(struct cuda_control *control, uint32_t epoch, cudaStream_t stream)
+{
+    open_kernel<<<1, 1, 0, stream>>>(control, epoch);
+    return cudaGetLastError();
+}
+
+extern "C" cudaError_t step_launch_forget(struct cuda_control *control, cudaStream_t stream)
+{
+    forget_kernel<<<1, 1, 0, stream>>>(control);
+    return cudaGetLastError();
+}
+
+static struct cuda_launch step_launch(struct cuda_control *control, struct cuda_mailbox *mailbox,
+                                      struct cuda_exchange *exchange)
+{
+    struct cuda_launch l = {};
+    l.control = control;
+    l.mailbox = mailbox;
+    l.exchange = exchange;
+    l.begins_step = true;
+    return l;
+}
+
+extern "C" cudaError_t step_launch_begin(struct cuda_control *control, struct cuda_mailbox *mailbox,
+                                         cudaStream_t stream)
+{
+    step_begin_kernel<<<1, 1, 0, stream>>>(step_launch(control, mailbox, NULL));
+    return cudaGetLastError();
+}
+
+extern "C" cudaError_t step_launch_end(struct cuda_control *control, struct cuda_mailbox *mailbox, cudaStream_t stream)
+{
+    step_end_kernel<<<1, 1, 0, stream>>>(step_launch(control, mailbox, NULL));
+    return cudaGetLastError();
+}
+
+extern "C" cudaError_t step_launch_mask(struct cuda_control *control, struct cuda_mailbox *mailbox,
+                                        struct cuda_exchange *exchange, muster_mask mask, cudaStream_t stream)
+{
+    mask_kernel<<<1, 1, 0, stream>>>(step_launch(control, mailbox, exchange), mask);
+    return cudaGetLastError();
+}
+
+extern "C" cudaError_t step_prepare(void)
+{
+    const void *kernels[] = {(const void *)raise_kernel,      (const void *)install_kernel,
+                             (const void *)open_kernel,       (const void *)forget_kernel,
+                             (const void *)step_begin_kernel, (const void *)step_end_kernel,
+                             (const void *)mask_kernel};
+    struct cudaFuncAttributes attributes;
+    for (const void *kernel : kernels) {
+        cudaError_t error = cudaFuncGetAttributes(&attributes, kernel); /* loads it */
+        if (error != cudaSuccess)
+            return error;
+    }
+    return cudaSuccess;
+}

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * A turn: one block's part in one kernel, from the gate to the epilogue. Every kernel of the library is
+ *
+ *     __shared__ struct turn turn;
+ *     if (turn_enter<FT>(launch, TURN_..., &turn)) { ... work; it may fail and return early from its functions ... }
+ *     turn_leave<FT>(launch, TURN_..., &turn);
+ *
+ * so no block ever leaves past the epilogue. All threads of a block call both.
+ */
+#ifndef CUDA_TURN_CUH
+#define CUDA_TURN_CUH
+
+#include "core/stamp.h"
+#include "kernels/cuda/exchange.h"
+#include "kernels/cuda/memory.cuh"
+
+enum turn_operation {
+    TURN_DISPATCH_SEND,
+    TURN_DISPATCH_RECEIVE,
+    TURN_DISPATCH,
+    TURN_COMBINE_SEND,
+    TURN_COMBINE_RECEIVE,
+    TURN_COMBINE
+};
+
+struct turn {
+    const struct cuda_view *view;
+    unsigned char *const *peers; /* [ranks] in the view */
+    int32_t rank, ranks;
+    uint32_t epoch;
+    uint32_t live; /* this block takes part */
+    uint64_t number; /* of the step in the epoch */
+    uint64_t sequence; /* of the pair in the epoch */
+    uint64_t stamp; /* of the pair */
+    muster_mask mask; /* of the pair */
+};
+
+__device__ __forceinline__ bool turn_has(const struct turn *turn, int rank)
+{
+    return turn->mask.word[rank >> 6] >> (rank & 63) & 1;
+}
+
+/* stamp_make() of core/stamp.h, for the device. */
+__device__ __forceinline__ uint64_t turn_stamp(uint32_t epoch, uint64_t sequence)
+{
+    return (uint64_t)epoch << STAMP_SEQUENCE_BITS | sequence;
+}
+
+/* The failure word: see failure_pack() in kernels/kernels.h, whose layout this is. */
+__device__ __forceinline__ uint64_t turn_failure(muster_reason reason, muster_phase phase, int peer, uint32_t epoch)
+{
+    return (uint64_t)reason | (uint64_t)phase << 8 | (uint64_t)(uint16_t)(peer + 1) << 16 | (uint64_t)epoch << 32;
+}
+
+/* X14: recorded once, the first writer wins; the agent's copy follows. Any thread. */
+__device__ inline void turn_fail(const struct cuda_launch &l, muster_reason reason, muster_phase phase, int peer,
+                                 uint32_t epoch, uint64_t detail)
+{
+    uint64_t failure = turn_failure(reason, phase, peer, epoch);
+    if (reason == MUSTER_REASON_VALUE)
+        atomicMin((unsigned long long *)&l.control->failure_detail, (unsigned long long)detail);
+    __threadfence();
+    if (atomicCAS((unsigned long long *)&l.control->failure, 0ull, (unsigned long long)failure) == 0)
+        flag_raise(&l.mailbox->failure, failure);
+}
+
+/* Whether the step is void by now. One load from this device's memory. */
+__device__ __forceinline__ bool turn_void(const struct cuda_launch &l)
+{
+    return word_look(&l.control->failure) != 0;
+}
+
+/* Fills `turn`; false: the step is void, and the block must do nothing but turn_leave(). FT: see wait_flag(). */
+template <bool FT>
+__device__ bool turn_enter(const struct cuda_launch &l, enum turn_operation operation, struct turn *turn);
+
+/* The block has done its part. The last one to come here writes what the next kernel reads. */
+template <bool FT>
+__device__ void turn_leave(const struct cuda_launch &l, enum turn_operation operation, const struct turn *turn);
+
+/* Tells every peer that this rank has begun its step; one thread, once, in the kernel that begins it. */
+__device__ void turn_publish_begun(const struct cuda_launch &l, const struct turn *turn);
+
+#include "kernels/cuda/turn_inline.cuh"
+
+#endif

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+/* How a block enters and leaves: included by turn.cuh, apart from it so that the contract can be read alone. */
+
+__device__ __forceinline__ uint32_t gate_epoch(uint64_t gate)
+{
+    return (uint32_t)(gate >> CUDA_GATE_EPOCH_SHIFT);
+}
+
+__device__ __forceinline__ bool turn_begins_pair(enum turn_operation operation)
+{
+    return operation == TURN_DISPATCH_SEND || operation == TURN_DISPATCH;
+}
+
+__device__ __forceinline__ muster_phase turn_phase(enum turn_operation operation)
+{
+    return operation < TURN_COMBINE_SEND ? MUSTER_PHASE_DISPATCH : MUSTER_PHASE_COMBINE;
+}
+
+/* The step that this kernel belongs to: the open one, or with begins_step the one after the last. */
+__device__ inline void turn_take_step(const struct cuda_launch &l, struct turn *turn)
+{
+    const struct cuda_step *step = &l.control->step;
+    if (!l.begins_step)
+        turn->number = step->number;
+    else
+        turn->number = step->epoch == turn->epoch ? step->number + 1 : turn->view->first_sequence / 2;
+}
+
+__device__ inline muster_mask mask_of_both(muster_mask a, muster_mask b)
+{
+    a.word[0] &= b.word[0];
+    a.word[1] &= b.word[1];
+    return a;
+}
+
+/* X10: a new pair's numbers begin afresh with the epoch, and so does its mask; the halves that follow use the same. */
+__device__ inline void turn_take_pair(const struct cuda_launch &l, enum turn_operation operation, struct turn *turn)
+{
+    const struct cuda_exchange *x = l.exchange;
+    bool same_epoch = x->pair.epoch == turn->epoch;
+    if (turn_begins_pair(operation)) {
+        turn->sequence = 1 + (same_epoch ? x->pair.sequence : turn->view->first_sequence);
+        turn->mask = turn->view->mask;
+        if (x->narrowed_epoch == turn->epoch)
+            turn->mask = mask_of_both(turn->mask, x->narrowed);
+    } else {
+        turn->sequence = x->pair.sequence;
+        turn->mask = x->pair.mask;
+    }
+    turn->stamp = turn_stamp(turn->epoch, turn->sequence);
+}
+
+/*
+ * The gate tells the epoch and counts this block in one operation. A step that is void, or of another epoch, gets no
+ * further; a pair whose dispatch was of another epoch neither.
+ */
+__device__ inline muster_reason turn_admission(const struct cuda_launch &l, enum turn_operation operation,
+                                               uint64_t gate)
+{
+    uint32_t epoch = gate_epoch(gate);
+    if (l.begins_step)
+        return gate & CUDA_GATE_OPEN ? MUSTER_REASON_NONE : MUSTER_REASON_NOT_READY;
+    if (l.control->step.epoch != epoch)
+        return MUSTER_REASON_EPOCH;
+    return turn_begins_pair(operation) || l.exchange->pair.epoch == epoch ? MUSTER_REASON_NONE : MUSTER_REASON_EPOCH;
+}
+
+template <bool FT>
+__device__ inline void turn_enter_once(const struct cuda_launch &l, enum turn_operation operation, struct turn *turn)
+{
+    uint64_t gate = FT ? atomicAdd((unsigned long long *)&l.control->gate, 1ull) : word_look(&l.control->gate);
+    turn->view = &l.control->view;
+    turn->peers = l.control->view.peers;
+    turn->rank = turn->view->rank;
+    turn->ranks = turn->view->ranks;
+    turn->epoch = gate_epoch(gate);
+    turn->live = !FT || !turn_void(l);
+    muster_reason refused = FT && turn->live ? turn_admission(l, operation, gate) : MUSTER_REASON_NONE;
+    if (refused != MUSTER_REASON_NONE) {
+        turn_fail(l, refused, refused == MUSTER_REASON_NOT_READY ? MUSTER_PHASE_STEP : turn_phase(operation), -1,
+                  turn->epoch, 0);
+        turn->live = false;
+    }
+    if (!turn->live)
+        return;
+    turn_take_step(l, turn);
+    turn_take_pair(l, operation, turn);
+}
+
+template <bool FT>
+__device__ bool turn_enter(const struct cuda_launch &l, enum turn_operation operation, struct turn *turn)
+{
+    if (threadIdx.x == 0)
+        turn_enter_once<FT>(l, operation, turn);
+    __syncthreads();
+    return turn->live;
+}
+
+/* Tells every peer how far this rank's step is: see struct region_header. Stored after all that the kernel did. */
+__device__ inline void turn_publish_step(const struct cuda_view *view, uint64_t word)
+{
+    for (int r = 0; r < view->ranks; r++)
+        if (view->mask.word[r >> 6] >> (r & 63) & 1)
+            flag_raise((uint64_t *)(view->peers[r] + (size_t)view->rank * 64), word);
+}
+
+__device__ inline void turn_publish_begun(const struct cuda_launch &l, const struct turn *turn)
+{
+    if (l.begins_step)
+        turn_publish_step(turn->view, turn_stamp(turn->epoch, 2 * turn->number + 1));
+}
+
+/* Step begun: by the kernel that begins it, in its epilogue for the rank itself. */
+__device__ inline void step_note_begun(const struct cuda_launch &l, const struct turn *turn)
+{
+    struct cuda_step *step = &l.control->step;
+    step->epoch = turn->live ? turn->epoch : 0;
+    step->number = turn->number;
+    step->open = 1;
+    step->total++;
+    word_store(&l.mailbox->step_open, (uint64_t)step->epoch << 1 | 1);
+}
+
+/* The verdict: the failure that stands, or none; a step that found an earlier failure unread did nothing either. */
+__device__ inline void step_note_ended(struct cuda_control *control, struct cuda_mailbox *mailbox, uint32_t live_epoch)
+{
+    struct cuda_step *step = &control->step;
+    struct cuda_verdict *v = &mailbox->verdict[(step->total - 1) % CUDA_VERDICTS];
+    uint64_t failure = word_look(&control->failure);
+    if (step->epoch != 0 && step->epoch == live_epoch) /* a word of an older epoch could replace one of a newer */
+        turn_publish_step(&control->view, turn_stamp(step->epoch, 2 * step->number + 2));
+    v->failure = failure;
+    v->failure_detail = control->failure_detail;
+    v->epoch = step->epoch;
+    v->mask = control->view.mask;
+    step->open = 0;
+    word_store(&mailbox->step_open, (uint64_t)step->epoch << 1);
+    flag_raise(&v->step, step->total);
+}
+
+/* The last block of a kernel has all the others' stores before it: it alone changes what the next kernel reads. */
+__device__ inline void turn_epilogue(const struct cuda_launch &l, enum turn_operation operation,
+                                     const struct turn *turn)
+{
+    struct cuda_exchange *x = l.exchange;
+    x->exits = 0;
+    if (l.begins_step)
+        step_note_begun(l, turn);
+    if (turn->live && turn_begins_pair(operation)) {
+        x->pair.epoch = turn->epoch;
+        x->pair.sequence = turn->sequence;
+        x->pair.mask = turn->mask;
+    }
+    if (l.ends_step)
+        step_note_ended(l.control, l.mailbox, turn->epoch);
+}
+
+template <bool FT>
+__device__ void turn_leave(const struct cuda_launch &l, enum turn_operation operation, const struct turn *turn)
+{
+    __syncthreads();
+    if (threadIdx.x != 0)
+        return;
+    __threadfence();
+    if (atomicAdd(&l.exchange->exits, 1u) != gridDim.x - 1)
+        return;
+    __threadfence();
+    turn_epilogue(l, operation, turn);
+    __threadfence();
+    if (FT)
+        atomicAdd((unsigned long long *)&l.control->gate, (unsigned long long)-(long long)gridDim.x);
+}

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * The only place where a GPU waits. A wait ends in one of three ways (X1): the flag is reached; the live epoch is no
+ * longer the step's, or the step became void elsewhere; the peer's deadline has passed or it is known not to come.
+ */
+#ifndef CUDA_WAIT_CUH
+#define CUDA_WAIT_CUH
+
+#include "kernels/cuda/turn.cuh"
+
+/* What one thread waits for. */
+struct wait {
+    const uint64_t *flag;
+    uint64_t stamp;
+    int32_t peer;
+    muster_phase phase;
+};
+
+enum { WAIT_POLLS_PER_LOOK = 64, WAIT_LONG_NS = 20000 };
+
+__device__ __forceinline__ uint64_t wait_step_word(const struct turn *turn, int peer)
+{
+    /* struct region_header: a cache line for each rank, at the beginning of the region. */
+    return flag_read((const uint64_t *)(turn->peers[turn->rank] + (size_t)peer * 64));
+}
+
+/* How far a wait has come: when it began, and when its peer was first seen inside the step. */
+struct wait_clock {
+    uint64_t started_ns, begun_ns;
+};
+
+/* X2: a peer has step_timeout to come to the step, and operation_timeout from when it was first seen inside it. */
+__device__ inline bool wait_overdue(const struct cuda_launch &l, struct wait_clock *clock, bool begun, uint64_t now_ns)
+{
+    if (!begun)
+        return now_ns - clock->started_ns > word_look(&l.control->step_timeout_ns);
+    if (clock->begun_ns == 0)
+        clock->begun_ns = now_ns;
+    return now_ns - clock->begun_ns > word_look(&l.control->operation_timeout_ns);
+}
+
+/* The live epoch as this device knows it; once the wait has lasted long, as the agent's own word has it. */
+__device__ inline bool wait_epoch_lives(const struct cuda_launch &l, const struct turn *turn, uint64_t waited_ns)
+{
+    if ((uint32_t)(word_look(&l.control->gate) >> CUDA_GATE_EPOCH_SHIFT) != turn->epoch)
+        return false;
+    return waited_ns < WAIT_LONG_NS || (uint32_t)word_look(&l.mailbox->live_epoch) == turn->epoch;
+}
+
+/* A look at everything but the flag. False: the wait is over, and why has been recorded. */
+__device__ inline bool wait_look(const struct cuda_launch &l, const struct turn *turn, const struct wait *w,
+                                 struct wait_clock *clock)
+{
+    uint64_t now_ns = clock_ns();
+    if (clock->started_ns == 0)
+        clock->started_ns = now_ns;
+    if (turn_void(l))
+        return false;
+    if (!wait_epoch_lives(l, turn, now_ns - clock->started_ns)) {
+        turn_fail(l, MUSTER_REASON_EPOCH, w->phase, -1, turn->epoch, 0);
+        return false;
+    }
+    uint64_t word = wait_step_word(turn, w->peer), begun = turn_stamp(turn->epoch, 2 * turn->number + 1);
+    bool refused = word > begun, overdue = wait_overdue(l, clock, word >= begun, now_ns);
+    if (!refused && !overdue)
+        return true;
+    /* X3: the flag was raised before the word was stored, if it ever will be; and this thread may itself be late. */
+    if (flag_read(w->flag) >= w->stamp)
+        return true;
+    if (!refused)
+        atomicOr_system((unsigned long long *)&l.mailbox->overdue[w->peer >> 6], 1ull << (w->peer & 63));
+    turn_fail(l, refused ? MUSTER_REASON_REFUSED : MUSTER_REASON_TIMEOUT, w->phase, w->peer, turn->epoch, 0);
+    return false;
+}
+
+/*
+ * One thread waits until `w->flag` has reached the stamp; what the peer stored before is then visible to this thread,
+ * and to the block after its next barrier. False: the step is void.
+ * FT false: waits for ever (promise 10).
+ */
+template <bool FT>
+__device__ inline bool wait_flag(const struct cuda_launch &l, const struct turn *turn, const struct wait &w)
+{
+    struct wait_clock clock = {0, 0};
+    for (uint32_t polls = 1; flag_read(w.flag) < w.stamp; polls++)
+        if (FT && polls % WAIT_POLLS_PER_LOOK == 0 && !wait_look(l, turn, &w, &clock))
+            return false;
+    return true;
+}
+
+#endif

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * The exchange (MoE dispatch and combine) as every backend sees it: what it is, where its parts lie, and what an
+ * operation is given. Plain structs, which C and CUDA compilers read alike. R = ranks, S = slots, T = tokens, K = topk,
+ * H = hidden.
+ */
+#ifndef KERNELS_EXCHANGE_H
+#define KERNELS_EXCHANGE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "muster/ep.h"
+
+/* A word that several ranks or threads look at while it changes. CUDA has its own instructions for that. */
+#ifdef __cplusplus
+typedef uint64_t shared_u64;
+#else
+typedef _Atomic uint64_t shared_u64;
+#endif
+
+/*
+ * A line is what one peer tells another: a flag, and what is written before it. Each has a cache line of its own, since
+ * each has another writer. Line p of an array in a rank's region is written by rank p alone.
+ */
+struct exchange_line {
+    shared_u64 flag; /* stamp of the newest dispatch or combine that the peer has finished sending */
+    uint64_t mask[2]; /* dispatch: the ranks that the peer takes to be part of it */
+    uint64_t step; /* dispatch: the number of the peer's step in the epoch */
+    uint32_t rows; /* dispatch: rows that came with it */
+    uint32_t pad[7];
+};
+
+enum { EXCHANGE_MAX_ARRAYS = 2 + MUSTER_EP_MAX_PAYLOADS };
+
+/* One array whose rows travel: hidden states first, then scales if quantised, then the caller's payloads. */
+struct exchange_array {
+    uint64_t offset; /* of [R][T] rows */
+    size_t row_bytes;
+};
+
+/* What an exchange is, and where its parts lie in every region: a pure function of config and rank count (X6). */
+struct exchange_shape {
+    int32_t ranks, slots, tokens, topk, hidden;
+    bool expert_major, exact, masked, load_stats;
+    bool fp32; /* rows of hidden states and results are fp32; otherwise bf16 */
+    muster_ep_quantise quantise;
+    int32_t arrays;
+    struct exchange_array array[EXCHANGE_MAX_ARRAYS];
+    size_t result_bytes; /* of one row of H in fp32 or bf16 */
+    uint64_t dispatch_line; /* [R] lines */
+    uint64_t combine_line; /* [R] lines */
+    uint64_t loads; /* [R][R * S] int32; with load_stats */
+    uint64_t row_token; /* [R][T] int32 */
+    uint64_t row_slot; /* [R][T][K] int32: local slot or -1 */
+    uint64_t row_weight; /* [R][T][K] fp32 */
+    uint64_t results; /* reduced: [R][T] rows, read by their home ranks */
+    uint64_t home; /* exact: [T][K] rows, written by the ranks of the experts */
+
+    /* Only for backends that push results home and wait for single rows; others leave these untouched. */
+    uint64_t row_index; /* [R][T][K] int32: which of its source's rows in that slot a route is */
+    uint64_t row_flag; /* [R][T] flags: row j of a rank has come */
+    uint64_t slot_counts; /* [R][S] int32: rows of a source for each local slot */
+    uint64_t arrived; /* reduced: [R][T] rows: what each rank adds to this rank's token */
+    uint64_t arrived_flag; /* [R][T] flags: a rank has sent all that it owes to this rank's token */
+    uint64_t begin, end; /* all of the above */
+};
+
+/* A caller's input: `stride` bytes from row to row. */
+struct row_input {
+    const unsigned char *data;
+    size_t stride;
+};
+
+struct dispatch_send_args {
+    uint64_t stamp;
+    int32_t tokens;
+    struct row_input input[EXCHANGE_MAX_ARRAYS]; /* by array; the one of the scales is not used */
+    struct row_input topk_slots; /* [tokens, K] */
+    bool wide; /* int64 ids, otherwise int32 */
+    struct row_input topk_weights; /* [tokens, K] fp32; data NULL: all 1 */
+    int32_t *dropped_routes; /* NULL: not wanted */
+};
+
+/* Outputs are compact; those with a NULL pointer are not wanted. */
+struct dispatch_receive_args {
+    uint64_t stamp;
+    unsigned char *output[EXCHANGE_MAX_ARRAYS];
+    int32_t *counts, *source, *loads, *slots;
+    int64_t *ranges;
+    float *weights;
+    bool pad_ids;
+    int32_t invalid_id;
+};
+
+/* results: [S][R*T] or [R][T] rows; data NULL: they already lie in the region. */
+struct combine_send_args {
+    uint64_t stamp;
+    struct row_input results;
+    size_t block_stride; /* bytes from one slot or source rank to the next */
+};
+
+struct combine_receive_args {
+    uint64_t stamp;
+    unsigned char *out; /* [tokens, H], tokens as dispatched */
+};
+
+#endif
