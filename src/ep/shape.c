@@ -138,6 +138,12 @@ static void make_offsets(const muster_ep_config *config, uint64_t begin, struct 
     shape->slot_counts = take(&next, ranks * (uint64_t)shape->slots * sizeof(int32_t));
     shape->arrived = shape->expert_major ? shape->results : take(&next, rows * shape->result_bytes);
     shape->arrived_flag = take(&next, rows * sizeof(uint64_t));
+    shape->state = take(&next, EXCHANGE_STATE_BYTES);
+    shape->rows_from = take(&next, ranks * sizeof(int32_t));
+    shape->slot_begin = take(&next, ranks * (uint64_t)shape->slots * sizeof(int32_t));
+    shape->token_ranks = take(&next, (uint64_t)shape->tokens * 2 * sizeof(uint64_t));
+    shape->token_slots = take(&next, routes * sizeof(int32_t));
+    shape->token_weights = take(&next, routes * sizeof(float));
     shape->end = next;
 }
 

@@ -32,7 +32,7 @@ struct exchange_line {
     uint32_t pad[7];
 };
 
-enum { EXCHANGE_MAX_ARRAYS = 2 + MUSTER_EP_MAX_PAYLOADS };
+enum { EXCHANGE_MAX_ARRAYS = 2 + MUSTER_EP_MAX_PAYLOADS, EXCHANGE_STATE_BYTES = 256 };
 
 /* One array whose rows travel: hidden states first, then scales if quantised, then the caller's payloads. */
 struct exchange_array {
@@ -64,6 +64,14 @@ struct exchange_shape {
     uint64_t slot_counts; /* [R][S] int32: rows of a source for each local slot */
     uint64_t arrived; /* reduced: [R][T] rows: what each rank adds to this rank's token */
     uint64_t arrived_flag; /* [R][T] flags: a rank has sent all that it owes to this rank's token */
+
+    /* Likewise, and written by this rank alone: what it keeps from one operation of a pair to the next. */
+    uint64_t state; /* EXCHANGE_STATE_BYTES; all zero before the first pair */
+    uint64_t rows_from; /* [R] int32: rows received from each rank; 0 for ranks that take no part */
+    uint64_t slot_begin; /* [S][R] int32; expert-major: first row of a source within a slot */
+    uint64_t token_ranks; /* [T][2]: the ranks that own routes of a token: who owes it something */
+    uint64_t token_slots; /* [T][K] int32: global slot of each route that was sent, otherwise -1 */
+    uint64_t token_weights; /* [T][K] fp32: their weights */
     uint64_t begin, end; /* all of the above */
 };
 

@@ -102,6 +102,7 @@ static void release(void *memory)
 
 static void copy(void *to, const void *from, size_t bytes)
 {
+    must(cudaStreamSynchronize(current->stream), "the stream"); /* a copy that waits for kernels may hold up others */
     if (bytes)
         must(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, current->stream), "a copy");
     must(cudaStreamSynchronize(current->stream), "the stream");

@@ -705,7 +705,8 @@ static void areas_do_not_overlap(void **state)
     const uint64_t begin[] = {s.dispatch_line, s.combine_line,    s.loads,           s.row_token,       s.row_slot,
                               s.row_weight,    s.array[0].offset, s.array[1].offset, s.array[2].offset, s.results,
                               s.home,          s.row_index,       s.row_flag,        s.slot_counts,     s.arrived,
-                              s.arrived_flag};
+                              s.arrived_flag,  s.state,           s.rows_from,       s.slot_begin,      s.token_ranks,
+                              s.token_slots,   s.token_weights};
     const uint64_t bytes[] = {RANKS * 64,
                               RANKS * 64,
                               RANKS * RANKS * SLOTS * 4,
@@ -721,7 +722,13 @@ static void areas_do_not_overlap(void **state)
                               RANKS * TOKENS * 8,
                               RANKS * SLOTS * 4,
                               RANKS * TOKENS * HIDDEN * 4,
-                              RANKS * TOKENS * 8};
+                              RANKS * TOKENS * 8,
+                              EXCHANGE_STATE_BYTES,
+                              RANKS * 4,
+                              RANKS * SLOTS * 4,
+                              TOKENS * 16,
+                              TOKENS * TOPK * 4,
+                              TOKENS * TOPK * 4};
     uint64_t end = s.begin;
     for (size_t i = 0; i < sizeof(begin) / sizeof(begin[0]); i++) {
         assert_true(begin[i] >= end && begin[i] % SHAPE_ALIGNMENT == 0);

@@ -25,10 +25,10 @@ __device__ inline void find_routes(const struct cuda_launch &l, const struct tur
     int32_t count = 0;
     for (int k = 0; k < l.shape.topk; k++) {
         size_t route = (size_t)token * (size_t)l.shape.topk + (size_t)k;
-        if (l.exchange->token_slots[route] < 0)
+        if (l.own.token_slots[route] < 0)
             continue;
         parts->row[count] = home_row(l, turn, token, k);
-        parts->weight[count++] = l.exchange->token_weights[route];
+        parts->weight[count++] = l.own.token_weights[route];
     }
     parts->count = count;
 }
@@ -39,7 +39,7 @@ __device__ inline void find_ranks(const struct cuda_launch &l, const struct turn
 {
     int32_t count = 0;
     for (int w = 0; w < 2; w++)
-        for (uint64_t rest = l.exchange->token_ranks[2 * (size_t)token + w]; rest; rest &= rest - 1) {
+        for (uint64_t rest = l.own.token_ranks[2 * (size_t)token + w]; rest; rest &= rest - 1) {
             parts->row[count] = home_row(l, turn, token, 64 * w + __ffsll((long long)rest) - 1);
             parts->weight[count++] = 1.0f;
         }
@@ -52,7 +52,7 @@ __device__ inline bool await_ranks(const struct cuda_launch &l, const struct tur
 {
     bool come = true;
     int rank = (int)threadIdx.x;
-    if (rank < turn->ranks && l.exchange->token_ranks[2 * (size_t)token + (rank >> 6)] >> (rank & 63) & 1) {
+    if (rank < turn->ranks && l.own.token_ranks[2 * (size_t)token + (rank >> 6)] >> (rank & 63) & 1) {
         const uint64_t *flag = (const uint64_t *)region_at(turn, turn->rank, l.shape.arrived_flag);
         come = wait_flag<FT>(l, turn, {flag + row_at(l.shape, rank, token), turn->stamp, rank, MUSTER_PHASE_COMBINE});
     }

@@ -22,7 +22,7 @@ struct returned_row {
 __device__ __forceinline__ const unsigned char *
 expert_row(const struct cuda_launch &l, const struct combine_send_args &send, int rank, int32_t slot, int32_t index)
 {
-    size_t row = (size_t)(l.exchange->begin[slot * l.shape.ranks + rank] + index);
+    size_t row = (size_t)(l.own.slot_begin[slot * l.shape.ranks + rank] + index);
     return send.results.data + (size_t)slot * send.block_stride + row * send.results.stride;
 }
 
@@ -45,7 +45,7 @@ __device__ inline void take_routes(const struct cuda_launch &l, const struct tur
     bool has = lane < shape.topk;
     int32_t slot = has ? ((const volatile int32_t *)region_at(turn, turn->rank, shape.row_slot))[route] : -1;
     int32_t index = has ? ((const volatile int32_t *)region_at(turn, turn->rank, shape.row_index))[route] : 0;
-    bool good = slot >= -1 && slot < shape.slots && index >= 0 && index < l.exchange->rows[rank];
+    bool good = slot >= -1 && slot < shape.slots && index >= 0 && index < l.own.rows_from[rank];
     bool sent = good && slot >= 0;
     const unsigned char *from = sent ? expert_row(l, send, rank, slot, index) : NULL;
     unsigned routes = __ballot_sync(~0u, sent);
@@ -120,7 +120,7 @@ __device__ inline void send_rows_home(const struct cuda_launch &l, const struct 
                                       const struct combine_send_args &send, int block, int blocks)
 {
     __shared__ struct returned_row rows[2]; /* one is returned while the flag of the other is raised */
-    const int32_t *count = l.exchange->rows;
+    const int32_t *count = l.own.rows_from;
     int ranks = turn->ranks, turnabout = 0;
     for (int64_t i = block; i < (int64_t)l.shape.tokens * ranks; i += blocks) {
         int rank = (int)(i % ranks);

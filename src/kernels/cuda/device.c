@@ -118,7 +118,7 @@ static cudaError_t device_set_up(struct device *device)
 
 static void device_free(struct device *device)
 {
-    if (device->region)
+    if (device->region.base)
         vmm_destroy(device);
     if (device->agent_stream)
         cudaStreamDestroy(device->agent_stream);

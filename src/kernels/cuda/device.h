@@ -9,7 +9,11 @@
 #include "kernels/cuda/control.h"
 #include "kernels/device.h"
 
-struct cuda_region; /* vmm.c */
+/* This rank's own symmetric memory; peers' is only mapped. */
+struct cuda_region {
+    unsigned char *base; /* NULL until it is created */
+    uint64_t bytes;
+};
 
 struct device {
     struct device_config config;
@@ -18,7 +22,7 @@ struct device {
     cudaStream_t agent_stream; /* of the highest priority: what ends an epoch overtakes what works in it */
     struct cuda_control *control; /* in device memory */
     struct cuda_mailbox *mailbox; /* in host memory; the device sees it at the same address */
-    struct cuda_region *region; /* this rank's own; NULL until it is created */
+    struct cuda_region region;
     pthread_mutex_t lock; /* short sections only: the two fields below */
     uint64_t verdicts_read;
     bool forget; /* a void verdict was read, and the failure behind it is not forgotten yet */

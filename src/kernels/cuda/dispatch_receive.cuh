@@ -89,7 +89,7 @@ __device__ inline void write_ranges(const struct cuda_launch &l, const struct tu
     for (int32_t i = threadIdx.x; i < l.shape.slots * ranks; i += blockDim.x) {
         int32_t s = i / ranks, rank = i % ranks;
         int32_t count = r->rows[rank] ? ((const volatile int32_t *)slot_counts(l, turn, rank))[s] : 0;
-        l.exchange->begin[i] = r->begin[i];
+        l.own.slot_begin[i] = r->begin[i];
         if (args.ranges)
             args.ranges[i] = (int64_t)r->begin[i] << 32 | count;
         if (rank == ranks - 1)
@@ -133,7 +133,7 @@ __device__ inline void write_summary(const struct cuda_launch &l, const struct t
                                      const struct dispatch_receive_args &args, const struct receiving *r)
 {
     for (int rank = threadIdx.x; rank < turn->ranks; rank += blockDim.x) {
-        l.exchange->rows[rank] = r->rows[rank];
+        l.own.rows_from[rank] = r->rows[rank];
         if (!l.shape.expert_major)
             args.counts[rank] = r->rows[rank];
     }

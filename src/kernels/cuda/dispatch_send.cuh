@@ -44,16 +44,15 @@ __device__ inline bool plan_allows(const struct route_input &in, bool masked, in
 __device__ inline void plan_token(const struct cuda_launch &l, const struct route_input &in, int32_t token,
                                   struct send_plan *plan)
 {
-    struct cuda_exchange *x = l.exchange;
     int32_t dropped = 0;
     muster_mask ranks = route_count(in, plan->counts, token);
-    x->token_ranks[2 * (size_t)token] = ranks.word[0];
-    x->token_ranks[2 * (size_t)token + 1] = ranks.word[1];
+    l.own.token_ranks[2 * (size_t)token] = ranks.word[0];
+    l.own.token_ranks[2 * (size_t)token + 1] = ranks.word[1];
     for (int32_t k = 0; k < in.topk; k++) {
         size_t route = (size_t)token * (size_t)in.topk + (size_t)k;
         int32_t slot = route_slot(in, token, k);
-        x->token_slots[route] = slot;
-        x->token_weights[route] = slot < 0 ? 0.0f : route_weight(in, token, k);
+        l.own.token_slots[route] = slot;
+        l.own.token_weights[route] = slot < 0 ? 0.0f : route_weight(in, token, k);
         dropped += slot < 0 && route_id(in, token, k) != -1;
         if (!plan_allows(in, l.shape.masked, token, k))
             atomicMin(&plan->bad, (unsigned long long)token << 32 | (unsigned)k);

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/* An exchange on the device: its private memory, and the launch of its operations. */
+/*
+ * An exchange on the device, and the launch of its operations. It takes no memory of the device and gives none back: that
+ * may wait for kernels of every rank on the device, and they for a rank that takes memory.
+ */
 #include <stdlib.h>
 
 #include "kernels/cuda/device.h"
@@ -10,44 +13,9 @@
 struct device_exchange {
     struct device *device;
     struct exchange_shape shape;
-    struct cuda_exchange *state; /* in device memory, with its arrays behind it in one allocation */
+    struct cuda_exchange *state; /* these two in the region */
+    struct cuda_arrays own;
 };
-
-/* Takes `bytes` of the block of memory that begins at `base`; 16-byte steps. */
-static void *exchange_take(unsigned char *base, uint64_t *next, uint64_t bytes)
-{
-    void *taken = base + *next;
-    *next += (bytes + 15) / 16 * 16;
-    return taken;
-}
-
-/* Where the arrays lie behind the struct; returns the bytes of all. */
-static uint64_t exchange_lay_out(const struct exchange_shape *shape, unsigned char *base, struct cuda_exchange *state)
-{
-    uint64_t next = 0, ranks = (uint64_t)shape->ranks, tokens = (uint64_t)shape->tokens;
-    uint64_t routes = tokens * (uint64_t)shape->topk;
-    exchange_take(base, &next, sizeof *state);
-    state->rows = exchange_take(base, &next, ranks * sizeof(int32_t));
-    state->begin = exchange_take(base, &next, (uint64_t)shape->slots * ranks * sizeof(int32_t));
-    state->token_ranks = exchange_take(base, &next, tokens * 2 * sizeof(uint64_t));
-    state->token_slots = exchange_take(base, &next, routes * sizeof(int32_t));
-    state->token_weights = exchange_take(base, &next, routes * sizeof(float));
-    return next;
-}
-
-static cudaError_t exchange_make_state(struct device_exchange *exchange)
-{
-    struct cuda_exchange state = {0};
-    unsigned char *base = NULL;
-    uint64_t bytes = exchange_lay_out(&exchange->shape, NULL, &state);
-    cudaError_t error = cudaMalloc((void **)&base, bytes);
-    if (error != cudaSuccess)
-        return error;
-    exchange->state = (struct cuda_exchange *)(void *)base;
-    exchange_lay_out(&exchange->shape, base, &state);
-    error = cudaMemset(base, 0, bytes);
-    return error == cudaSuccess ? cudaMemcpy(base, &state, sizeof state, cudaMemcpyHostToDevice) : error;
-}
 
 muster_status exchange_create(struct device *device, const struct exchange_shape *shape,
                               struct device_exchange **exchange)
@@ -59,24 +27,24 @@ muster_status exchange_create(struct device *device, const struct exchange_shape
     struct device_exchange *made = calloc(1, sizeof *made);
     if (!made)
         return device->config.error(MUSTER_ERR_MEMORY, "no memory for an exchange");
-    made->device = device;
-    made->shape = *shape;
-    int before = device_switch(device);
-    muster_status status = device_check(device, exchange_make_state(made), "muster_ep_create");
-    if (status == MUSTER_OK)
-        *exchange = made;
-    else
-        exchange_destroy(made);
-    device_return(before);
-    return status;
+    unsigned char *base = device->region.base;
+    *made = (struct device_exchange){
+        .device = device,
+        .shape = *shape,
+        .state = (struct cuda_exchange *)(void *)(base + shape->state),
+        .own = {.rows_from = (int32_t *)(void *)(base + shape->rows_from),
+                .slot_begin = (int32_t *)(void *)(base + shape->slot_begin),
+                .token_ranks = (uint64_t *)(void *)(base + shape->token_ranks),
+                .token_slots = (int32_t *)(void *)(base + shape->token_slots),
+                .token_weights = (float *)(void *)(base + shape->token_weights)},
+    };
+    *exchange = made;
+    return MUSTER_OK;
 }
 
 void exchange_destroy(struct device_exchange *exchange)
 {
-    int before = device_switch(exchange->device);
-    cudaFree(exchange->state); /* waits for kernels that may still use it */
-    device_return(before);
-    free(exchange);
+    free(exchange); /* what kernels may still use lies in the region */
 }
 
 muster_status exchange_mask(struct device_exchange *exchange, muster_mask mask, void *stream)
@@ -92,6 +60,7 @@ static struct cuda_launch exchange_launch(const struct device_exchange *exchange
         .control = exchange->device->control,
         .mailbox = exchange->device->mailbox,
         .exchange = exchange->state,
+        .own = exchange->own,
         .shape = exchange->shape,
     };
 }

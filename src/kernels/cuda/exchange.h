@@ -7,6 +7,8 @@
 #ifndef CUDA_EXCHANGE_H
 #define CUDA_EXCHANGE_H
 
+#include <assert.h>
+
 #include "kernels/cuda/control.h"
 #include "kernels/exchange.h"
 
@@ -18,18 +20,23 @@ struct cuda_pair {
     muster_mask mask; /* of the ranks that take part */
 };
 
+/* At exchange_shape.state of this rank's region. All zero at first. */
 struct cuda_exchange {
     struct cuda_pair pair;
     uint32_t narrowed_epoch; /* of `narrowed`; masked mode */
     uint32_t exits; /* blocks of the running kernel that have come to its end */
     muster_mask narrowed; /* what muster_ep_set_mask() said in that epoch */
+};
 
-    /* Arrays in device memory, this rank's alone. */
-    int32_t *rows; /* [R] rows received from each rank; 0 for ranks that take no part */
-    int32_t *begin; /* [S][R] expert-major: first row of a source within a slot */
-    uint64_t *token_ranks; /* [T][2] the ranks that own routes of this rank's token: who owes it something */
-    int32_t *token_slots; /* [T][K] global slot of each route that was sent, otherwise -1 */
-    float *token_weights; /* [T][K] their weights */
+static_assert(sizeof(struct cuda_exchange) <= EXCHANGE_STATE_BYTES, "the region keeps no more for it");
+
+/* Arrays in this rank's region that are its alone: see exchange_shape. */
+struct cuda_arrays {
+    int32_t *rows_from; /* [R] */
+    int32_t *slot_begin; /* [S][R] */
+    uint64_t *token_ranks; /* [T][2] */
+    int32_t *token_slots; /* [T][K] */
+    float *token_weights; /* [T][K] */
 };
 
 /* How the blocks of a kernel share the work. */
@@ -45,6 +52,7 @@ struct cuda_launch {
     struct cuda_control *control;
     struct cuda_mailbox *mailbox; /* host memory, as the device sees it */
     struct cuda_exchange *exchange;
+    struct cuda_arrays own;
     struct exchange_shape shape;
     struct cuda_plan plan;
     bool begins_step; /* dispatch's send half: no step is open, so this pair is one */

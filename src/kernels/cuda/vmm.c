@@ -5,16 +5,9 @@
  * The driver's functions are found at run time, so nothing here needs its library to link.
  */
 #include <cuda.h>
-#include <stdlib.h>
 #include <unistd.h>
 
 #include "kernels/cuda/device.h"
-
-/* This rank's own region; peers' are only mapped. */
-struct cuda_region {
-    unsigned char *base;
-    uint64_t bytes;
-};
 
 struct driver {
     CUresult (*get_granularity)(size_t *, const CUmemAllocationProp *, CUmemAllocationGranularity_flags);
@@ -150,31 +143,21 @@ muster_status vmm_create(struct device *device, uint64_t bytes, unsigned char **
     CUmemAllocationProp properties = vmm_properties(device);
     CUmemGenericAllocationHandle handle;
     uint64_t taken = vmm_bytes(device, bytes);
-    struct cuda_region *region = calloc(1, sizeof *region);
-    status = region ? driver_check(device, driver.create(&handle, taken, &properties, 0), "allocating", taken)
-                    : device->config.error(MUSTER_ERR_MEMORY, "no memory for a region");
-    if (status != MUSTER_OK)
-        goto free_region;
-    status = vmm_share(device, handle, taken, base, fd);
-    driver.release(handle); /* mapping and descriptor keep the memory */
-    if (status != MUSTER_OK)
-        goto free_region;
-    *region = (struct cuda_region){*base, bytes};
-    device->region = region;
-    device_return(before);
-    return MUSTER_OK;
-
-free_region:
-    free(region);
+    status = driver_check(device, driver.create(&handle, taken, &properties, 0), "allocating", taken);
+    if (status == MUSTER_OK) {
+        status = vmm_share(device, handle, taken, base, fd);
+        driver.release(handle); /* mapping and descriptor keep the memory */
+    }
+    if (status == MUSTER_OK)
+        device->region = (struct cuda_region){*base, bytes};
     device_return(before);
     return status;
 }
 
 void vmm_destroy(struct device *device)
 {
-    vmm_unmap(device, device->region->base, device->region->bytes);
-    free(device->region);
-    device->region = NULL;
+    vmm_unmap(device, device->region.base, device->region.bytes);
+    device->region = (struct cuda_region){0};
 }
 
 muster_status vmm_map(struct device *device, int fd, uint64_t bytes, unsigned char **base)
