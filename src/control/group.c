@@ -56,7 +56,7 @@ void group_stop(muster_group *g, muster_status status, const char *text)
 
 muster_status group_check(muster_group *g)
 {
-    if (g->pid != getpid())
+    if (group_is_forked(g))
         return error_set(MUSTER_ERR_FORKED, "this group belongs to process %d; a forked child may not use it",
                          (int)g->pid);
     muster_status sticky = (muster_status)atomic_load(&g->sticky);
@@ -374,7 +374,9 @@ muster_status muster_group_create(const muster_group_config *config, muster_grou
     status = group_resolve(config, &identity, &g->config);
     if (status != MUSTER_OK)
         goto free_memory;
+    fork_watch();
     g->pid = getpid();
+    g->forks = fork_count();
     log_set_rank(g->config.rank);
     config_check();
     group_init_lock(g);
@@ -465,7 +467,7 @@ static void group_write_trace(const muster_group *g)
 
 void muster_group_destroy(muster_group *g)
 {
-    if (!g || g->pid != getpid())
+    if (!g || group_is_forked(g))
         return;
     if (g->step.open)
         muster_step_end(g, NULL);

@@ -11,6 +11,7 @@
 #include "control/member.h"
 #include "control/store.h"
 #include "control/watchdog.h"
+#include "core/fork.h"
 #include "kernels/device.h"
 #include "memory/shm.h"
 
@@ -55,6 +56,7 @@ struct group_step_state {
 struct muster_group {
     muster_group_config config; /* resolved: no field is "from the environment" any more */
     pid_t pid;
+    uint32_t forks; /* fork_count() of the process that made it: another has no agent thread, and must keep off */
     struct kernel_control control;
     struct store *store;
     struct shm_region region; /* this rank's symmetric memory; on the device if there is one */
@@ -132,5 +134,10 @@ void agent_wake(muster_group *g);
 void group_stop(muster_group *g, muster_status status, const char *text);
 /* An operation failed here: no step of this epoch begins here any more, even before the agent has raised the next. */
 void group_epoch_failed(muster_group *g, uint32_t epoch);
+
+static inline bool group_is_forked(const struct muster_group *g)
+{
+    return g->forks != fork_count();
+}
 
 #endif

@@ -177,7 +177,7 @@ bool step_busy(muster_group *g)
 
 muster_status muster_step_end(muster_group *g, void *stream)
 {
-    if (g->pid != getpid())
+    if (group_is_forked(g))
         return group_check(g);
     if (g->device)
         return step_device_end(g, stream);
@@ -210,7 +210,7 @@ muster_status muster_step_end(muster_group *g, void *stream)
 
 muster_status muster_step_verdict(muster_group *g, muster_verdict *verdict)
 {
-    if (g->pid != getpid())
+    if (group_is_forked(g))
         return group_check(g);
     if (!verdict)
         return error_set(MUSTER_ERR_ARGUMENT, "verdict: must not be NULL");

@@ -127,6 +127,14 @@ static bool is_empty(const struct rule *rule)
     return false;
 }
 
+/* Not cleared as a whole: the spans are many, and written before they are read. */
+static void check_begin(struct checker *c, const struct args_exchange *x, const char *call)
+{
+    c->x = x;
+    c->call = call;
+    c->spans = 0;
+}
+
 static void add_span(struct checker *c, const char *name, const unsigned char *data, uint64_t bytes, bool output)
 {
     uintptr_t begin = (uintptr_t)data;
@@ -143,7 +151,7 @@ static muster_status check_data(struct checker *c, const struct rule *rule, cons
     if (!t->data)
         return error_set(MUSTER_ERR_ARGUMENT, "%s: %s has data NULL", c->call, rule->name);
     place->data = (unsigned char *)t->data + t->byte_offset;
-    if ((uintptr_t)place->data % bytes)
+    if ((uintptr_t)place->data & (bytes - 1)) /* a power of two; the processor divides slowly */
         return error_set(MUSTER_ERR_ARGUMENT, "%s: %s lies at address %p, must be a multiple of %zu", c->call,
                          rule->name, (void *)place->data, bytes);
     add_span(c, rule->name, place->data, (uint64_t)reach * bytes, rule->output);
@@ -259,6 +267,7 @@ static muster_status take_inputs(struct checker *c, const muster_ep_dispatch_arg
         return status;
     send->tokens = (int32_t)tokens;
     send->dropped_routes = args->dropped_routes;
+    send->keeps_own = false;
     status = take_input(c, "hidden", c->x->config->dtype, tokens, c->x->shape->hidden, args->hidden, &send->input[0]);
     if (status == MUSTER_OK)
         status = take_routes(c, args, send);
@@ -421,6 +430,7 @@ static muster_status take_outputs(struct checker *c, const muster_ep_dispatch_ar
         status = c->x->shape->expert_major ? take_expert_major(c, args, receive) : take_rank_major(c, args, receive);
     if (status == MUSTER_OK && (args->pad_ids < 0 || args->pad_ids > 1))
         status = error_set(MUSTER_ERR_ARGUMENT, "%s: pad_ids = %d, must be 0 or 1", c->call, args->pad_ids);
+    receive->own = NULL;
     receive->pad_ids = args->pad_ids;
     receive->invalid_id = args->invalid_id;
     return status;
@@ -429,7 +439,8 @@ static muster_status take_outputs(struct checker *c, const muster_ep_dispatch_ar
 muster_status args_dispatch(const struct args_exchange *x, const char *call, const muster_ep_dispatch_args *args,
                             struct dispatch_send_args *send, struct dispatch_receive_args *receive)
 {
-    struct checker c = {.x = x, .call = call};
+    struct checker c;
+    check_begin(&c, x, call);
     if (!args)
         return error_set(MUSTER_ERR_ARGUMENT, "%s: args must not be NULL", call);
     if (args->size != sizeof(*args))
@@ -449,7 +460,7 @@ static muster_status take_results(struct checker *c, const muster_ep_combine_arg
     const struct exchange_shape *shape = c->x->shape;
     struct rule rule = {"results", c->x->config->dtype, 3, {shape->ranks, shape->tokens, shape->hidden}, false};
     struct place place;
-    send->results.data = NULL;
+    *send = (struct combine_send_args){.stamp = 0};
     if (!args->results && !shape->expert_major)
         return MUSTER_OK;
     if (shape->expert_major) {
@@ -499,7 +510,8 @@ static muster_status take_combine_inputs(struct checker *c, const muster_ep_comb
 muster_status args_combine(const struct args_exchange *x, const char *call, const muster_ep_combine_args *args,
                            int32_t tokens, struct combine_send_args *send, struct combine_receive_args *receive)
 {
-    struct checker c = {.x = x, .call = call};
+    struct checker c;
+    check_begin(&c, x, call);
     struct rule out = {"out", x->config->dtype, 2, {tokens, x->shape->hidden}, true};
     if (!args)
         return error_set(MUSTER_ERR_ARGUMENT, "%s: args must not be NULL", call);
@@ -511,7 +523,7 @@ muster_status args_combine(const struct args_exchange *x, const char *call, cons
     if (status == MUSTER_OK && receive)
         status = take_output(&c, &out, args->out, &data);
     if (receive)
-        receive->out = data;
+        *receive = (struct combine_receive_args){.out = data};
     add_combine_memory(&c);
     return status == MUSTER_OK ? check_overlaps(&c) : status;
 }

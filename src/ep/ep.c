@@ -195,6 +195,8 @@ static muster_status ep_dispatch(struct muster_ep *ep, struct dispatch_send_args
 {
     if (ep->device)
         return ep_device_dispatch(ep, send, receive, stream);
+    if (send && receive)
+        ep_host_keep_own_rows(ep, send, receive);
     muster_status status = send ? ep_host_send(ep, send) : MUSTER_OK;
     return status == MUSTER_OK && receive ? ep_host_receive(ep, receive) : status;
 }
@@ -255,6 +257,8 @@ static muster_status ep_combine(struct muster_ep *ep, struct combine_send_args *
 {
     if (ep->device)
         return ep_device_combine(ep, send, receive, stream);
+    if (send && receive)
+        ep_host_keep_own_results(ep, send, receive);
     muster_status status = send ? ep_host_return(ep, send) : MUSTER_OK;
     return status == MUSTER_OK && receive ? ep_host_add_up(ep, receive) : status;
 }

@@ -187,6 +187,22 @@ static muster_status ep_run_dispatch_send(struct muster_ep *ep, struct dispatch_
     return status != MUSTER_OK && ep_value_refused(ep) ? ep_explain_value(ep, send) : status;
 }
 
+/*
+ * With both halves in one call, rows of this rank to itself need not pass through its region: as long as they are not
+ * changed on the way, and are wanted elsewhere.
+ */
+void ep_host_keep_own_rows(const struct muster_ep *ep, struct dispatch_send_args *send,
+                           struct dispatch_receive_args *receive)
+{
+    if (ep->shape.quantise)
+        return;
+    for (int a = 0; a < ep->shape.arrays; a++)
+        if (!receive->output[a])
+            return;
+    send->keeps_own = true;
+    receive->own = send;
+}
+
 muster_status ep_host_send(struct muster_ep *ep, struct dispatch_send_args *send)
 {
     uint64_t started_ns = clock_ns();
@@ -219,6 +235,22 @@ muster_status ep_host_receive(struct muster_ep *ep, struct dispatch_receive_args
 }
 
 /* ---------------------------------------------------------------------------------------------------------- combine */
+
+/*
+ * Likewise: results for this rank's own tokens are added up where they are. Not sums that have to be made first, and not
+ * what lies in the region: with the combine flag this rank lets go of all that dispatch brought there.
+ */
+void ep_host_keep_own_results(const struct muster_ep *ep, struct combine_send_args *send,
+                              struct combine_receive_args *receive)
+{
+    const unsigned char *begin = ep->region + ep->shape.begin, *end = ep->region + ep->shape.end;
+    size_t blocks_bytes = (size_t)ep->shape.ranks * send->block_stride;
+    bool in_region = send->results.data < end && send->results.data + blocks_bytes > begin;
+    if (ep->shape.expert_major || !send->results.data || in_region)
+        return;
+    send->keeps_own = true;
+    receive->own = send;
+}
 
 muster_status ep_host_return(struct muster_ep *ep, struct combine_send_args *send)
 {

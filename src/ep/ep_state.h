@@ -48,8 +48,12 @@ struct muster_ep {
 bool ep_host_in_open_step(const struct muster_ep *ep);
 bool ep_host_settle(struct muster_ep *ep);
 muster_status ep_host_set_mask(struct muster_ep *ep, muster_mask mask);
+void ep_host_keep_own_rows(const struct muster_ep *ep, struct dispatch_send_args *send,
+                           struct dispatch_receive_args *receive);
 muster_status ep_host_send(struct muster_ep *ep, struct dispatch_send_args *send);
 muster_status ep_host_receive(struct muster_ep *ep, struct dispatch_receive_args *receive);
+void ep_host_keep_own_results(const struct muster_ep *ep, struct combine_send_args *send,
+                              struct combine_receive_args *receive);
 muster_status ep_host_return(struct muster_ep *ep, struct combine_send_args *send);
 muster_status ep_host_add_up(struct muster_ep *ep, struct combine_receive_args *receive);
 

@@ -89,6 +89,7 @@ struct dispatch_send_args {
     bool wide; /* int64 ids, otherwise int32 */
     struct row_input topk_weights; /* [tokens, K] fp32; data NULL: all 1 */
     int32_t *dropped_routes; /* NULL: not wanted */
+    bool keeps_own; /* rows of this rank to itself stay where they are: see dispatch_receive_args.own */
 };
 
 /* Outputs are compact; those with a NULL pointer are not wanted. */
@@ -100,6 +101,7 @@ struct dispatch_receive_args {
     float *weights;
     bool pad_ids;
     int32_t invalid_id;
+    const struct dispatch_send_args *own; /* where this rank's rows to itself are; NULL: they were sent like others */
 };
 
 /* results: [S][R*T] or [R][T] rows; data NULL: they already lie in the region. */
@@ -107,11 +109,13 @@ struct combine_send_args {
     uint64_t stamp;
     struct row_input results;
     size_t block_stride; /* bytes from one slot or source rank to the next */
+    bool keeps_own; /* as in dispatch */
 };
 
 struct combine_receive_args {
     uint64_t stamp;
     unsigned char *out; /* [tokens, H], tokens as dispatched */
+    const struct combine_send_args *own; /* as in dispatch */
 };
 
 #endif

@@ -160,16 +160,16 @@ static void send_results(struct world *w, int r, uint64_t pair)
 {
     struct rank *rank = &w->rank[r];
     size_t rows = w->shape.expert_major ? RANKS * TOKENS : TOKENS;
-    struct combine_send_args args = {stamp(pair),
-                                     {(const unsigned char *)rank->out_hidden, sizeof(rank->hidden[0])},
-                                     rows * sizeof(rank->hidden[0])};
+    struct combine_send_args args = {.stamp = stamp(pair),
+                                     .results = {(const unsigned char *)rank->out_hidden, sizeof(rank->hidden[0])},
+                                     .block_stride = rows * sizeof(rank->hidden[0])};
     cpu_kernel_ops.combine_send(rank->exchange, &rank->step, &args);
 }
 
 static void receive_results(struct world *w, int r, uint64_t pair)
 {
     struct rank *rank = &w->rank[r];
-    struct combine_receive_args args = {stamp(pair), (unsigned char *)rank->out};
+    struct combine_receive_args args = {.stamp = stamp(pair), .out = (unsigned char *)rank->out};
     cpu_kernel_ops.combine_receive(rank->exchange, &rank->step, &args);
 }
 
@@ -364,7 +364,7 @@ static void results_that_change_while_they_are_read_void_the_step(void **state)
     struct kernel_step step = w->rank[2].step;
     fault_observe(go_on_without_rank_2);
     fault_arm(FAULT_COMBINE_WAITED, SIGCONT, 1);
-    struct combine_receive_args args = {stamp(0), (unsigned char *)w->rank[2].out};
+    struct combine_receive_args args = {.stamp = stamp(0), .out = (unsigned char *)w->rank[2].out};
     cpu_kernel_ops.combine_receive(w->rank[2].exchange, &step, &args);
     fault_observe(NULL);
     fault_arm(FAULT_NONE, 0, 1);

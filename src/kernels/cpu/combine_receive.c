@@ -18,14 +18,26 @@ static const unsigned char *part_at(const struct cpu_exchange *x, const struct k
     return exchange_at(step, x->plan.from[part], shape->results) + row * shape->result_bytes;
 }
 
-static void add_token(const struct cpu_exchange *x, const struct kernel_step *step, int32_t token, unsigned char *out)
+/* The same, to be read; `own`: this rank's results for itself, which stayed where its caller has them. */
+static const void *part_view(const struct cpu_exchange *x, const struct kernel_step *step,
+                             const struct combine_send_args *own, int32_t token, int32_t i)
+{
+    size_t bytes = x->shape.result_bytes, part = (size_t)token * (size_t)x->shape.topk + (size_t)i;
+    if (own && x->plan.from[part] == step->rank)
+        return own->results.data + (size_t)step->rank * own->block_stride +
+               (size_t)x->plan.row[part] * own->results.stride;
+    return remote_view(part_at(x, step, token, part), x->scratch + (size_t)i * bytes, bytes);
+}
+
+static void add_token(const struct cpu_exchange *x, const struct kernel_step *step,
+                      const struct combine_receive_args *args, int32_t token)
 {
     struct rows_sum sum = {.count = x->plan.parts[token]};
-    size_t bytes = x->shape.result_bytes, first = (size_t)token * (size_t)x->shape.topk;
+    const float *scale = x->plan.scale + (size_t)token * (size_t)x->shape.topk;
+    unsigned char *out = args->out + (size_t)token * x->shape.result_bytes;
     for (int32_t i = 0; i < sum.count; i++) {
-        size_t part = first + (size_t)i;
-        sum.row[i] = remote_view(part_at(x, step, token, part), x->scratch + (size_t)i * bytes, bytes);
-        sum.weight[i] = x->plan.scale[part];
+        sum.row[i] = part_view(x, step, args->own, token, i);
+        sum.weight[i] = scale[i];
     }
     x->rows->add(&sum, x->shape.fp32, (size_t)x->shape.hidden, out);
 }
@@ -77,7 +89,7 @@ void combine_receive(void *exchange, const struct kernel_step *step, const struc
     for (int32_t t = 0; t < x->plan.tokens; t++) {
         if (t % x->chunk == 0 && !wait_epoch_lives(step, MUSTER_PHASE_COMBINE))
             return;
-        add_token(x, step, t, args->out + (size_t)t * x->shape.result_bytes);
+        add_token(x, step, args, t);
     }
     if (results_stayed(x, step, args->stamp))
         fault_here(FAULT_COMBINE_DONE);

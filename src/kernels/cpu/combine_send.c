@@ -36,7 +36,7 @@ static void copy_results(struct returning *r, int rank)
 {
     const struct row_input *results = &r->args->results;
     int32_t rows = r->x->received.rows[rank];
-    if (!results->data || rows == 0)
+    if (!results->data || rows == 0 || (rank == r->step->rank && r->args->keeps_own))
         return;
     size_t bytes = r->x->shape.result_bytes;
     struct row_input from = {results->data + (size_t)rank * r->args->block_stride, results->stride};

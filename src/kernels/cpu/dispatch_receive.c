@@ -84,6 +84,24 @@ static bool ids_below(const int32_t *ids, size_t count, int32_t least, int32_t l
 
 /* ------------------------------------------------------------------------------------------------------- rank-major */
 
+/* Row j of this rank to itself, if it stayed where it was: in the caller's input. */
+static const unsigned char *own_row(const struct receiving *r, int a, int32_t j)
+{
+    const struct row_input *input = &r->args->own->input[a];
+    int32_t token = r->x->plan.token[exchange_row(&r->x->shape, r->step->rank, j)];
+    return input->data + (size_t)token * input->stride;
+}
+
+static void take_own_rows(const struct receiving *r, size_t rows)
+{
+    size_t first = exchange_row(&r->x->shape, r->step->rank, 0);
+    for (int a = 0; a < r->x->shape.arrays; a++) {
+        size_t bytes = r->x->shape.array[a].row_bytes;
+        for (size_t j = 0; j < rows; j++)
+            memcpy(r->args->output[a] + (first + j) * bytes, own_row(r, a, (int32_t)j), bytes);
+    }
+}
+
 /* Rows that are wanted elsewhere than in the region. */
 static void take_rows(const struct receiving *r, int rank, size_t rows)
 {
@@ -128,7 +146,10 @@ static bool receive_rank_major(const struct receiving *r)
     for (int rank = 0; rank < r->step->ranks; rank++) {
         size_t rows = (size_t)r->x->received.rows[rank];
         r->args->counts[rank] = (int32_t)rows;
-        take_rows(r, rank, rows);
+        if (rank == r->step->rank && r->args->own)
+            take_own_rows(r, rows);
+        else
+            take_rows(r, rank, rows);
         if (!take_routes(r, rank, rows) || (r->args->source && !take_sources(r, rank, rows))) {
             exchange_refuse(r->step, MUSTER_PHASE_DISPATCH, rank, 0);
             return false;
@@ -217,17 +238,25 @@ static int32_t fan_rows(const struct receiving *r, int rank, int32_t j, size_t r
     return count;
 }
 
+static void fan_out_to(const struct receiving *r, int rank, int32_t j, int a, size_t row, bool own)
+{
+    const struct exchange_array *array = &r->x->shape.array[a];
+    size_t bytes = array->row_bytes;
+    unsigned char *to = r->args->output[a] + row * bytes;
+    if (own)
+        memcpy(to, own_row(r, a, j), bytes);
+    else
+        remote_read(to, r->base + array->offset + exchange_row(&r->x->shape, rank, j) * bytes, bytes);
+}
+
 static void fan_out_row(const struct receiving *r, int rank, int32_t j)
 {
     size_t rows[MUSTER_EP_MAX_TOPK];
     int32_t count = fan_rows(r, rank, j, rows);
-    size_t from = exchange_row(&r->x->shape, rank, j);
-    for (int a = 0; a < r->x->shape.arrays; a++) {
-        size_t bytes = r->x->shape.array[a].row_bytes;
-        const unsigned char *row = r->base + r->x->shape.array[a].offset + from * bytes;
+    bool own = rank == r->step->rank && r->args->own;
+    for (int a = 0; a < r->x->shape.arrays; a++)
         for (int32_t i = 0; i < count && r->args->output[a]; i++)
-            remote_read(r->args->output[a] + rows[i] * bytes, row, bytes);
-    }
+            fan_out_to(r, rank, j, a, rows[i], own);
     int32_t token = r->x->received.token[r->x->received.first[rank] + j];
     for (int32_t i = 0; i < count && r->args->source; i++)
         source_write(r->args->source, rows[i], rank, token);

@@ -13,6 +13,7 @@ struct sending {
     int32_t from[EXCHANGE_MAX_ARRAYS]; /* token that row 0 of the input is */
     int32_t cursor[MUSTER_MAX_RANKS]; /* rows already sent to each rank */
     bool first_row_sent; /* to another rank */
+    bool keeps_own;
 };
 
 static void sending_begin(struct sending *s, struct cpu_exchange *x, const struct kernel_step *step,
@@ -21,6 +22,7 @@ static void sending_begin(struct sending *s, struct cpu_exchange *x, const struc
     s->x = x;
     s->step = step;
     s->first_row_sent = false;
+    s->keeps_own = args->keeps_own;
     exchange_order(step, &s->order);
     for (int r = 0; r < step->ranks; r++)
         s->cursor[r] = 0;
@@ -81,7 +83,8 @@ static void send_chunk_to(struct sending *s, int rank, int32_t end)
         begin++;
         fault_here(FAULT_DISPATCH_ROW);
     }
-    send_rows(s, rank, begin, next);
+    if (rank != s->step->rank || !s->keeps_own)
+        send_rows(s, rank, begin, next);
 }
 
 /* False if the epoch ended meanwhile: then there is nothing to be gained from the rest. */

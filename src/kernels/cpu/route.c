@@ -13,6 +13,12 @@ struct destination {
     int32_t row;
 };
 
+/* One entry of a token's topk_slots. */
+struct route {
+    int32_t k, slot, rank;
+    float weight;
+};
+
 struct token_routes {
     int32_t token;
     int32_t dropped;
@@ -73,19 +79,18 @@ static size_t plan_row(struct cpu_exchange *x, struct token_routes *routes, int3
     return row;
 }
 
-static void plan_route(struct cpu_exchange *x, struct token_routes *routes, int32_t k, int32_t slot, float weight)
+static void plan_route(struct cpu_exchange *x, struct token_routes *routes, const struct route *route)
 {
     struct send_plan *plan = &x->plan;
-    int32_t rank = slot / x->shape.slots;
-    size_t at = plan_row(x, routes, rank) * (size_t)x->shape.topk + (size_t)k;
-    plan->slot[at] = slot - rank * x->shape.slots;
-    plan->weight[at] = weight;
-    plan->loads[slot]++;
+    size_t at = plan_row(x, routes, route->rank) * (size_t)x->shape.topk + (size_t)route->k;
+    plan->slot[at] = route->slot - route->rank * x->shape.slots;
+    plan->weight[at] = route->weight;
+    plan->loads[route->slot]++;
     if (!x->shape.exact)
         return;
     size_t part = (size_t)routes->token * (size_t)x->shape.topk + (size_t)plan->parts[routes->token]++;
-    plan->from[part] = k;
-    plan->scale[part] = weight;
+    plan->from[part] = route->k;
+    plan->scale[part] = route->weight;
 }
 
 /* Reduced: combine adds one row per rank, which has weighted it. */
@@ -102,13 +107,13 @@ static void plan_parts(struct cpu_exchange *x, const struct token_routes *routes
 }
 
 /* Whether entry k of the token is a slot id that may stand there; then it is marked as seen. */
-static bool route_valid(struct cpu_exchange *x, const struct kernel_step *step, int64_t slot)
+static bool route_valid(struct cpu_exchange *x, int64_t slot)
 {
     struct send_plan *plan = &x->plan;
     if (slot < 0 || slot >= (int64_t)x->shape.ranks * x->shape.slots || plan->slot_mark[slot] == plan->mark)
         return false;
     plan->slot_mark[slot] = plan->mark;
-    return x->shape.masked || mask_has(step->mask, (int)(slot / x->shape.slots));
+    return true;
 }
 
 /* Returns the k of the first bad entry, or -1. */
@@ -122,13 +127,18 @@ static int32_t plan_token(struct cpu_exchange *x, const struct kernel_step *step
         int64_t slot = route_slot(args, routes->token, k);
         if (slot == -1)
             continue;
-        if (!route_valid(x, step, slot))
+        if (!route_valid(x, slot))
             return k;
-        /* X7: masked mode; the route becomes -1 and is reported, and nobody renormalises what is left. */
-        if (!mask_has(step->mask, (int)(slot / x->shape.slots)))
+        struct route route = {k, (int32_t)slot, (int32_t)slot / x->shape.slots, 0};
+        if (!mask_has(step->mask, route.rank)) {
+            /* X7: masked mode; the route becomes -1 and is reported, and nobody renormalises what is left. */
+            if (!x->shape.masked)
+                return k;
             routes->dropped++;
-        else
-            plan_route(x, routes, k, (int32_t)slot, route_weight(args, routes->token, k));
+            continue;
+        }
+        route.weight = route_weight(args, routes->token, k);
+        plan_route(x, routes, &route);
     }
     if (!x->shape.exact)
         plan_parts(x, routes);

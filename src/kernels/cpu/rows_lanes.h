@@ -4,6 +4,8 @@
  * rows_*.c, which sets LANES, BLOCK (vectors whose sums stay in registers while the rows go by) and LANES_TARGET: every
  * processor does best with vectors of its own width.
  */
+#include <assert.h>
+
 #include "kernels/cpu/number.h"
 #include "kernels/cpu/rows.h"
 
@@ -52,52 +54,72 @@ INLINE void load_lanes(const void *row, bool fp32, size_t at, float_lanes *out)
     memcpy(out, &bits, sizeof(*out));
 }
 
-/* As number_to_bf16(), lane by lane. */
-INLINE void store_lanes(void *row, bool fp32, size_t at, const float_lanes *in)
+/* As number_to_bf16(), lane by lane; the result is the upper half of each lane, the lower is 0. */
+INLINE void round_lanes(const float_lanes *in, bits_lanes *out)
 {
-    if (fp32) {
-        memcpy((float *)row + at, in, sizeof(*in));
-        return;
-    }
-    bits_lanes bits, nan;
-    memcpy(&bits, in, sizeof(bits));
-    bits_lanes is_nan = (bits_lanes)((bits & 0x7fffffff) > 0x7f800000);
-    nan = bits >> 16 | 0x40;
-    bits = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    half_lanes half = __builtin_convertvector((nan & is_nan) | (bits & ~is_nan), half_lanes);
-    memcpy((uint16_t *)row + at, &half, sizeof(half));
+    bits_lanes bits = (bits_lanes)*in, is_nan = (bits_lanes)((bits & 0x7fffffff) > 0x7f800000);
+    bits_lanes rounded = bits + 0x7fff + (bits >> 16 & 1), nan = bits | 0x400000;
+    *out = ((nan & is_nan) | (rounded & ~is_nan)) & 0xffff0000;
 }
 
-INLINE void add_lanes(const struct rows_sum *sum, bool fp32, size_t at, int vectors, void *out)
+INLINE void add_lanes(const struct rows_sum *sum, size_t at, int vectors, float *out)
 {
     float_lanes total[BLOCK] = {{0}}, lanes;
     for (int32_t r = 0; r < sum->count; r++)
         for (int v = 0; v < vectors; v++) {
-            load_lanes(sum->row[r], fp32, at + (size_t)v * LANES, &lanes);
+            memcpy(&lanes, (const float *)sum->row[r] + at + (size_t)v * LANES, sizeof(lanes));
             lanes = lanes * sum->weight[r];
             total[v] = total[v] + lanes;
         }
-    for (int v = 0; v < vectors; v++)
-        store_lanes(out, fp32, at + (size_t)v * LANES, &total[v]);
+    memcpy(out + at, total, (size_t)vectors * sizeof(*total));
 }
 
-INLINE void add_row(const struct rows_sum *sum, bool fp32, size_t elements, void *out)
+/*
+ * Elements of bf16 are taken two to a lane, where they lie: the even one is the lower half of the lane's bits, and the odd
+ * one, its lower half cleared, is already the number. So no element has to change places.
+ */
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "even elements of bf16 are taken for lower halves");
+
+INLINE void add_pairs(const struct rows_sum *sum, size_t at, int vectors, uint16_t *out)
+{
+    float_lanes even[BLOCK / 2] = {{0}}, odd[BLOCK / 2] = {{0}}, lanes;
+    bits_lanes both, high;
+    for (int32_t r = 0; r < sum->count; r++)
+        for (int v = 0; v < vectors; v++) {
+            memcpy(&both, (const uint16_t *)sum->row[r] + at + (size_t)v * 2 * LANES, sizeof(both));
+            lanes = (float_lanes)(both << 16) * sum->weight[r];
+            even[v] = even[v] + lanes;
+            lanes = (float_lanes)(both & 0xffff0000) * sum->weight[r];
+            odd[v] = odd[v] + lanes;
+        }
+    for (int v = 0; v < vectors; v++) {
+        round_lanes(&even[v], &both);
+        round_lanes(&odd[v], &high);
+        both = both >> 16 | high;
+        memcpy(out + at + (size_t)v * 2 * LANES, &both, sizeof(both));
+    }
+}
+
+INLINE void add_row_fp32(const struct rows_sum *sum, size_t elements, void *out)
 {
     size_t at = 0;
     for (; at + BLOCK * LANES <= elements; at += BLOCK * LANES)
-        add_lanes(sum, fp32, at, BLOCK, out);
+        add_lanes(sum, at, BLOCK, out);
     for (; at + LANES <= elements; at += LANES)
-        add_lanes(sum, fp32, at, 1, out);
+        add_lanes(sum, at, 1, out);
     for (; at < elements; at++)
-        add_one(sum, fp32, at, out);
+        add_one(sum, true, at, out);
 }
 
-INLINE void add_any_row(const struct rows_sum *sum, bool fp32, size_t elements, void *out)
+INLINE void add_row_bf16(const struct rows_sum *sum, size_t elements, void *out)
 {
-    if (fp32)
-        add_row(sum, true, elements, out);
-    else
-        add_row(sum, false, elements, out);
+    size_t at = 0;
+    for (; at + BLOCK * LANES <= elements; at += BLOCK * LANES)
+        add_pairs(sum, at, BLOCK / 2, out);
+    for (; at + 2 * LANES <= elements; at += 2 * LANES)
+        add_pairs(sum, at, 1, out);
+    for (; at < elements; at++)
+        add_one(sum, false, at, out);
 }
 
 INLINE float group_scale(const void *row, bool fp32, size_t at, size_t end, bool power_of_two)
@@ -169,7 +191,10 @@ INLINE void quantise_row(const void *row, bool fp32, size_t elements, bool power
 
 LANES_TARGET static void add(const struct rows_sum *sum, bool fp32, size_t elements, void *out)
 {
-    add_any_row(sum, fp32, elements, out);
+    if (fp32)
+        add_row_fp32(sum, elements, out);
+    else
+        add_row_bf16(sum, elements, out);
 }
 
 LANES_TARGET static void quantise(const void *row, bool fp32, size_t elements, bool power_of_two, uint8_t *codes,
