@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * What the tools need of a device beside exchanges: memory, streams, graphs, time. It comes with the backend's shared
+ * object, so that the tools link no GPU library. Functions act on the device that runtime.use() has chosen for the calling
+ * thread; they return MUSTER_OK, or SYSTEM or MEMORY with the error's text set. Those that wait say so.
+ */
+#ifndef KERNELS_RUNTIME_H
+#define KERNELS_RUNTIME_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "muster/status.h"
+
+enum { RUNTIME_VERSION = 1, RUNTIME_NAME_BYTES = 64 };
+
+typedef muster_status runtime_error_function(muster_status status, const char *format, ...);
+
+struct runtime_device {
+    char name[RUNTIME_NAME_BYTES];
+    int32_t multiprocessors;
+    uint64_t memory_bytes, cache_bytes; /* of the second level */
+};
+
+struct runtime {
+    uint32_t version; /* RUNTIME_VERSION */
+
+    /* Devices of this process; 0 if there are none, or no driver. */
+    int32_t (*count)(void);
+    muster_status (*use)(int32_t ordinal);
+    muster_status (*describe)(struct runtime_device *device);
+
+    /* Zeroed. Both may wait for kernels of any stream: not while another rank of the device waits for this one. */
+    muster_status (*allocate)(void **memory, size_t bytes);
+    void (*release)(void *memory);
+    /* In either direction; waits for the stream before and after. */
+    muster_status (*copy)(void *to, const void *from, size_t bytes, void *stream);
+
+    muster_status (*stream_create)(void **stream);
+    void (*stream_destroy)(void *stream);
+    /* Waits until all that was enqueued is done; at most timeout_ms, then AGAIN. */
+    muster_status (*stream_wait)(void *stream, int32_t timeout_ms);
+
+    /* Events that measure time; recorded in stream order, also inside a graph. */
+    muster_status (*event_create)(void **event);
+    void (*event_destroy)(void *event);
+    muster_status (*event_record)(void *event, void *stream);
+    muster_status (*event_elapsed_us)(void *begin, void *end, double *us); /* both have passed */
+
+    /* What is enqueued between begin and end becomes a graph instead of being executed. */
+    muster_status (*capture_begin)(void *stream);
+    muster_status (*capture_end)(void *stream, void **graph);
+    muster_status (*graph_launch)(void *graph, void *stream);
+    void (*graph_destroy)(void *graph);
+
+    /* Enqueues a kernel that only passes time. */
+    muster_status (*spin)(void *stream, uint64_t ns);
+
+    /* The name of the error that the device is in and cannot leave, or NULL. */
+    const char *(*broken)(void);
+};
+
+/* Loads it; UNSUPPORTED, with the reason, if there is no CUDA backend. */
+muster_status runtime_load(const struct runtime **runtime);
+
+#endif
