@@ -42,6 +42,8 @@ static bool has_counterpart(struct perf_run *run)
     const struct perf_shape *s = &run->options.shape;
     if (!run->options.baseline)
         return refuse(&run->baseline, "--no-baseline was given");
+    if (s->cuda)
+        return refuse(&run->baseline, "it runs on the host");
     if (s->layout == MUSTER_EP_RANK_MAJOR && s->combine == MUSTER_EP_REDUCED && !s->quantise)
         return true;
     return refuse(&run->baseline, "it does --layout rank, --combine reduced and --quantise none only");

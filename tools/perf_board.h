@@ -25,6 +25,9 @@ struct perf_shape {
     int32_t token_counts;
     int32_t tokens[PERF_MAX_TOKEN_COUNTS]; /* of each rank, one count after the other */
     int32_t cores; /* that the ranks may use */
+    bool cuda; /* rank r on GPU r; otherwise on the host */
+    bool flush; /* cuda: the second-level cache is overwritten between pairs */
+    bool no_fault_tolerance; /* cuda */
     uint64_t seed;
     bool check; /* what comes is compared with what should */
     bool copy; /* between dispatch and combine each row received is copied to where its result belongs */
@@ -55,7 +58,9 @@ struct perf_mailbox {
     struct perf_order order; /* written while no rank of the side works */
     struct perf_word arrived; /* how often ranks came to the barrier, in all */
     _Atomic uint64_t wrong; /* values that were not what they should be, in this order */
-    uint64_t exchange_bytes[PERF_MAX_TOKEN_COUNTS]; /* memory of a rank for this; written by rank 0 */
+    uint64_t
+        exchange_bytes[PERF_MAX_TOKEN_COUNTS]; /* memory of a rank for this; written by rank 0, like the next two */
+    int32_t multiprocessors; /* cuda: that an operation may use */
     char name[PERF_NAME_BYTES]; /* of what exchanges, and its version; written by rank 0 */
 };
 

@@ -304,6 +304,11 @@ static bool measure_count(struct perf_run *run, int32_t count)
 static void list_series(struct perf_run *run)
 {
     struct perf_series *s = run->series;
+    if (run->options.shape.cuda) {
+        *s = (struct perf_series){PERF_LIBRARY, false, "cuda", "caller"};
+        run->series_count = 1;
+        return;
+    }
     if (run->options.shape.layout == MUSTER_EP_RANK_MAJOR)
         *s++ = (struct perf_series){PERF_LIBRARY, true, "cpu", "in-place"};
     *s++ = (struct perf_series){PERF_LIBRARY, false, "cpu", "caller"};

@@ -7,21 +7,25 @@
 
 #include "core/config.h"
 #include "muster/muster.h"
+#include "perf_device.h"
 #include "perf_rank.h"
 
 enum { ALIGNMENT = 64, PATIENCE_US = 10000000 /* a measurement is not to fail because the machine stalls */ };
 
-/* A tensor and its shape, in memory of its own. */
+/* A tensor and its shape, in memory of its own; on a device with a copy of it here. */
 struct array {
     muster_tensor tensor;
     int64_t shape[3];
+    size_t bytes;
+    void *host; /* without a device: the tensor's own data */
 };
+
+enum array_name { HIDDEN, TOPK_SLOTS, TOPK_WEIGHTS, OUT, RECEIVED, SCALES, COUNTS, SLOTS, WEIGHTS, RESULTS, ARRAYS };
 
 /* One exchange, made for one token count, and the caller's arrays. Those that are not needed have no data. */
 struct exchange {
     muster_ep *ep;
-    struct array hidden, topk_slots, topk_weights, out;
-    struct array received, scales, counts, slots, weights, results;
+    struct array array[ARRAYS];
     muster_ep_dispatch_args dispatch;
     muster_ep_combine_args combine;
 };
@@ -30,6 +34,7 @@ struct library {
     struct perf_board *board;
     const struct perf_shape *shape;
     int32_t rank;
+    struct perf_device device;
     muster_group *group;
     struct exchange exchange[PERF_MAX_TOKEN_COUNTS];
     struct exchange *current;
@@ -44,41 +49,73 @@ static bool fail(const struct library *l, const char *what)
 
 /* ---- arrays ---- */
 
-/* Written once as a whole, so that no page is touched for the first time while the clock runs. */
-static bool array_make(struct array *a, muster_dtype dtype, int32_t ndim, const int64_t shape[3])
+static void *host_memory(const struct library *l, size_t bytes)
 {
-    size_t bytes = dtype.bits / 8u;
+    if (l->device.runtime)
+        return calloc(1, bytes); /* a copy, of which little may be used: pages that nobody touches cost nothing */
+    void *memory = aligned_alloc(ALIGNMENT, bytes);
+    if (memory)
+        memset(memory, 0, bytes); /* so that no page is touched for the first time while the clock runs */
+    return memory;
+}
+
+static bool array_make(const struct library *l, struct array *a, muster_dtype dtype, int32_t ndim,
+                       const int64_t shape[3])
+{
+    a->bytes = dtype.bits / 8u;
     for (int32_t i = 0; i < ndim; i++)
-        bytes *= (size_t)(a->shape[i] = shape[i]);
-    bytes = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-    a->tensor = (muster_tensor){.data = aligned_alloc(ALIGNMENT, bytes),
-                                .device = {MUSTER_DEVICE_CPU, 0},
-                                .ndim = ndim,
-                                .dtype = dtype,
-                                .shape = a->shape};
-    if (a->tensor.data)
-        memset(a->tensor.data, 0, bytes);
-    return a->tensor.data;
+        a->bytes *= (size_t)(a->shape[i] = shape[i]);
+    size_t bytes = (a->bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    a->host = host_memory(l, bytes);
+    void *data = l->device.runtime ? perf_device_allocate(&l->device, bytes) : a->host;
+    muster_device device = {l->device.runtime ? MUSTER_DEVICE_CUDA : MUSTER_DEVICE_CPU,
+                            l->device.runtime ? l->rank : 0};
+    a->tensor = (muster_tensor){.data = data, .device = device, .ndim = ndim, .dtype = dtype, .shape = a->shape};
+    return a->host && data;
 }
 
-static bool array_1(struct array *a, muster_dtype dtype, int64_t n)
+static void array_free(const struct library *l, struct array *a)
 {
-    return array_make(a, dtype, 1, (int64_t[3]){n});
+    if (l->device.runtime)
+        perf_device_release(&l->device, a->tensor.data);
+    free(a->host);
 }
 
-static bool array_2(struct array *a, muster_dtype dtype, int64_t n, int64_t m)
+static bool make_1(const struct library *l, struct array *a, muster_dtype dtype, int64_t n)
 {
-    return array_make(a, dtype, 2, (int64_t[3]){n, m});
+    return array_make(l, a, dtype, 1, (int64_t[3]){n});
 }
 
-static bool array_3(struct array *a, muster_dtype dtype, int64_t n, int64_t m, int64_t o)
+static bool make_2(const struct library *l, struct array *a, muster_dtype dtype, int64_t n, int64_t m)
 {
-    return array_make(a, dtype, 3, (int64_t[3]){n, m, o});
+    return array_make(l, a, dtype, 2, (int64_t[3]){n, m});
+}
+
+static bool make_3(const struct library *l, struct array *a, muster_dtype dtype, int64_t n, int64_t m, int64_t o)
+{
+    return array_make(l, a, dtype, 3, (int64_t[3]){n, m, o});
 }
 
 static const muster_tensor *tensor_of(const struct array *a)
 {
     return a->tensor.data ? &a->tensor : NULL;
+}
+
+/* Between an array and its copy here; nothing to do where they are one. */
+static bool array_fetch(const struct library *l, const struct array *a, size_t offset, size_t bytes)
+{
+    unsigned char *host = a->host, *data = a->tensor.data;
+    if (!l->device.runtime || !data || perf_device_copy(&l->device, host + offset, data + offset, bytes))
+        return true;
+    return fail(l, "copying from the device");
+}
+
+static bool array_give(const struct library *l, const struct array *a, size_t offset, size_t bytes)
+{
+    unsigned char *host = a->host, *data = a->tensor.data;
+    if (!l->device.runtime || !data || perf_device_copy(&l->device, data + offset, host + offset, bytes))
+        return true;
+    return fail(l, "copying to the device");
 }
 
 static muster_dtype row_dtype(const struct perf_shape *shape)
@@ -89,9 +126,10 @@ static muster_dtype row_dtype(const struct perf_shape *shape)
 static bool make_inputs(const struct library *l, struct exchange *x, int32_t tokens)
 {
     const struct perf_shape *s = l->shape;
-    return array_2(&x->hidden, row_dtype(s), tokens, s->hidden) &&
-           array_2(&x->topk_slots, MUSTER_INT32, tokens, s->topk) &&
-           array_2(&x->topk_weights, MUSTER_FP32, tokens, s->topk) && array_2(&x->out, row_dtype(s), tokens, s->hidden);
+    return make_2(l, &x->array[HIDDEN], row_dtype(s), tokens, s->hidden) &&
+           make_2(l, &x->array[TOPK_SLOTS], MUSTER_INT32, tokens, s->topk) &&
+           make_2(l, &x->array[TOPK_WEIGHTS], MUSTER_FP32, tokens, s->topk) &&
+           make_2(l, &x->array[OUT], row_dtype(s), tokens, s->hidden);
 }
 
 /* [ranks, tokens, ...] or [slots, ranks * tokens, ...] */
@@ -101,49 +139,46 @@ static bool make_outputs(const struct library *l, struct exchange *x, int32_t to
     bool by_rank = s->layout == MUSTER_EP_RANK_MAJOR;
     int64_t blocks = by_rank ? s->ranks : s->slots, rows = by_rank ? tokens : (int64_t)s->ranks * tokens;
     int64_t groups = (s->hidden + MUSTER_EP_FP8_GROUP - 1) / MUSTER_EP_FP8_GROUP;
-    bool made = array_1(&x->counts, MUSTER_INT32, blocks) &&
-                array_3(&x->received, s->quantise ? MUSTER_FP8 : row_dtype(s), blocks, rows, s->hidden) &&
-                array_3(&x->results, row_dtype(s), blocks, rows, s->hidden);
+    struct array *a = x->array;
+    bool made = make_1(l, &a[COUNTS], MUSTER_INT32, blocks) &&
+                make_3(l, &a[RECEIVED], s->quantise ? MUSTER_FP8 : row_dtype(s), blocks, rows, s->hidden) &&
+                make_3(l, &a[RESULTS], row_dtype(s), blocks, rows, s->hidden);
     if (s->quantise)
-        made = made && array_3(&x->scales, MUSTER_FP32, blocks, rows, groups);
+        made = made && make_3(l, &a[SCALES], MUSTER_FP32, blocks, rows, groups);
     if (by_rank)
-        made = made && array_3(&x->slots, MUSTER_INT32, blocks, rows, s->topk) &&
-               array_3(&x->weights, MUSTER_FP32, blocks, rows, s->topk);
+        made = made && make_3(l, &a[SLOTS], MUSTER_INT32, blocks, rows, s->topk) &&
+               make_3(l, &a[WEIGHTS], MUSTER_FP32, blocks, rows, s->topk);
     return made;
 }
 
-static void fill_inputs(const struct library *l, struct exchange *x, int32_t tokens)
+static bool fill_inputs(const struct library *l, struct exchange *x, int32_t tokens)
 {
     size_t topk = (size_t)l->shape->topk, row_bytes = perf_load_row_bytes(l->shape);
     for (int32_t t = 0; t < tokens; t++) {
         struct perf_routes routes;
         perf_load_routes(l->shape, l->rank, t, &routes);
-        memcpy((int32_t *)x->topk_slots.tensor.data + (size_t)t * topk, routes.expert, topk * sizeof(int32_t));
-        memcpy((float *)x->topk_weights.tensor.data + (size_t)t * topk, routes.weight, topk * sizeof(float));
-        perf_load_row(l->shape, l->rank, t, (unsigned char *)x->hidden.tensor.data + (size_t)t * row_bytes);
+        memcpy((int32_t *)x->array[TOPK_SLOTS].host + (size_t)t * topk, routes.expert, topk * sizeof(int32_t));
+        memcpy((float *)x->array[TOPK_WEIGHTS].host + (size_t)t * topk, routes.weight, topk * sizeof(float));
+        perf_load_row(l->shape, l->rank, t, (unsigned char *)x->array[HIDDEN].host + (size_t)t * row_bytes);
     }
+    for (int a = HIDDEN; a <= TOPK_WEIGHTS; a++)
+        if (!array_give(l, &x->array[a], 0, x->array[a].bytes))
+            return false;
+    return true;
 }
 
 static void make_arguments(struct exchange *x)
 {
     x->dispatch = (muster_ep_dispatch_args)MUSTER_EP_DISPATCH_INIT;
-    x->dispatch.hidden = tensor_of(&x->hidden);
-    x->dispatch.topk_slots = tensor_of(&x->topk_slots);
-    x->dispatch.topk_weights = tensor_of(&x->topk_weights);
-    x->dispatch.out_scales = tensor_of(&x->scales);
-    x->dispatch.out_counts = tensor_of(&x->counts);
-    x->dispatch.out_slots = tensor_of(&x->slots);
-    x->dispatch.out_weights = tensor_of(&x->weights);
+    x->dispatch.hidden = tensor_of(&x->array[HIDDEN]);
+    x->dispatch.topk_slots = tensor_of(&x->array[TOPK_SLOTS]);
+    x->dispatch.topk_weights = tensor_of(&x->array[TOPK_WEIGHTS]);
+    x->dispatch.out_scales = tensor_of(&x->array[SCALES]);
+    x->dispatch.out_counts = tensor_of(&x->array[COUNTS]);
+    x->dispatch.out_slots = tensor_of(&x->array[SLOTS]);
+    x->dispatch.out_weights = tensor_of(&x->array[WEIGHTS]);
     x->combine = (muster_ep_combine_args)MUSTER_EP_COMBINE_INIT;
-    x->combine.out = tensor_of(&x->out);
-}
-
-static void free_arrays(struct exchange *x)
-{
-    struct array *all[] = {&x->hidden, &x->topk_slots, &x->topk_weights, &x->out,     &x->received,
-                           &x->scales, &x->counts,     &x->slots,        &x->weights, &x->results};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
-        free(all[i]->tensor.data);
+    x->combine.out = tensor_of(&x->array[OUT]);
 }
 
 /* ---- opening ---- */
@@ -165,6 +200,9 @@ muster_ep_config perf_library_config(const struct perf_shape *shape, int32_t cou
 static bool create_group(struct library *l)
 {
     muster_group_config config = MUSTER_GROUP_CONFIG_INIT;
+    config.backend = l->shape->cuda ? MUSTER_BACKEND_CUDA : MUSTER_BACKEND_CPU;
+    config.device = l->rank;
+    config.no_fault_tolerance = l->shape->no_fault_tolerance;
     if (!config_given(CONFIG_OPERATION_TIMEOUT_US))
         config.operation_timeout_us = PATIENCE_US;
     for (int32_t i = 0; i < l->shape->token_counts; i++) {
@@ -189,7 +227,8 @@ static bool create_exchange(struct library *l, int32_t count)
         perf_board_fail(l->board, "rank %d: no memory for the arrays of %d tokens", l->rank, config.max_tokens);
         return false;
     }
-    fill_inputs(l, x, config.max_tokens);
+    if (!fill_inputs(l, x, config.max_tokens))
+        return false;
     make_arguments(x);
     return true;
 }
@@ -200,6 +239,10 @@ static bool library_open(void *state, struct perf_board *board, int32_t rank)
     l->board = board;
     l->shape = &board->shape;
     l->rank = rank;
+    if (l->shape->cuda && !perf_device_open(&l->device, rank, l->shape->flush))
+        return fail(l, "a device");
+    if (rank == 0)
+        board->mailbox[PERF_LIBRARY].multiprocessors = l->device.multiprocessors;
     if (!create_group(l))
         return false;
     for (int32_t i = 0; i < l->shape->token_counts; i++)
@@ -213,9 +256,11 @@ static void library_close(void *state)
     struct library *l = state;
     for (int32_t i = 0; i < l->shape->token_counts; i++) {
         muster_ep_destroy(l->exchange[i].ep);
-        free_arrays(&l->exchange[i]);
+        for (int a = 0; a < ARRAYS; a++)
+            array_free(l, &l->exchange[i].array[a]);
     }
     muster_group_destroy(l->group);
+    perf_device_close(&l->device);
 }
 
 /* ---- exchanging ---- */
@@ -225,51 +270,127 @@ static bool library_prepare(void *state, const struct perf_order *order)
     struct library *l = state;
     struct exchange *x = l->current = &l->exchange[order->count];
     l->in_place = order->in_place;
-    x->dispatch.out_hidden = order->in_place ? NULL : tensor_of(&x->received);
-    x->combine.results = order->in_place ? NULL : tensor_of(&x->results);
+    x->dispatch.out_hidden = order->in_place ? NULL : tensor_of(&x->array[RECEIVED]);
+    x->combine.results = order->in_place ? NULL : tensor_of(&x->array[RESULTS]);
     return true;
 }
 
 static bool library_dispatch(void *state)
 {
     struct library *l = state;
-    return muster_ep_dispatch(l->current->ep, &l->current->dispatch, NULL) == MUSTER_OK ||
+    return muster_ep_dispatch(l->current->ep, &l->current->dispatch, l->device.stream) == MUSTER_OK ||
            fail(l, "muster_ep_dispatch");
 }
 
-/* The pair was a step of its own, so its verdict is part of what a caller waits for. */
-static bool library_combine(void *state)
+static bool enqueue_combine(void *state)
+{
+    struct library *l = state;
+    return muster_ep_combine(l->current->ep, &l->current->combine, l->device.stream) == MUSTER_OK ||
+           fail(l, "muster_ep_combine");
+}
+
+/* Each pair was a step of its own. */
+static bool read_verdicts(void *state, int32_t pairs)
 {
     struct library *l = state;
     muster_verdict verdict;
-    if (muster_ep_combine(l->current->ep, &l->current->combine, NULL) != MUSTER_OK)
-        return fail(l, "muster_ep_combine");
-    if (muster_step_verdict(l->group, &verdict) != MUSTER_OK)
-        return fail(l, "muster_step_verdict");
-    if (verdict.status == MUSTER_OK)
-        return true;
-    perf_board_fail(l->board, "rank %d: the step is void: %s", l->rank, muster_status_text(verdict.status));
-    return false;
+    for (int32_t i = 0; i < pairs; i++) {
+        if (muster_step_verdict(l->group, &verdict) != MUSTER_OK)
+            return fail(l, "muster_step_verdict");
+        if (verdict.status == MUSTER_OK)
+            continue;
+        perf_board_fail(l->board, "rank %d: the step is void: %s", l->rank, muster_status_text(verdict.status));
+        return false;
+    }
+    return true;
 }
 
+/* The verdict is part of what a caller waits for; a device's is there when the stream is done. */
+static bool library_combine(void *state)
+{
+    struct library *l = state;
+    if (!enqueue_combine(l) || (l->device.runtime && !perf_device_wait(&l->device)))
+        return false;
+    return read_verdicts(l, 1);
+}
+
+static bool library_iterate(void *state, int32_t iterations, struct perf_sample *sample)
+{
+    struct library *l = state;
+    const struct perf_pair pair = {l, library_dispatch, enqueue_combine, read_verdicts};
+    return perf_device_iterate(&l->device, &pair, iterations, sample) || fail(l, "a graph of pairs");
+}
+
+/* ---- what the checks look at ---- */
+
+/* Of an array of [blocks][rows], only the rows that have come. */
+static bool move_rows(const struct library *l, const struct array *a,
+                      bool (*move)(const struct library *l, const struct array *a, size_t offset, size_t bytes))
+{
+    const struct array *counts = &l->current->array[COUNTS];
+    const int32_t *count = counts->host;
+    if (!a->tensor.data)
+        return true;
+    size_t block_bytes = a->bytes / (size_t)counts->shape[0], row_bytes = block_bytes / (size_t)a->shape[1];
+    for (int64_t block = 0; block < counts->shape[0]; block++) {
+        int64_t rows = count[block] < 0 ? 0 : count[block] > a->shape[1] ? a->shape[1] : count[block];
+        if (!move(l, a, (size_t)block * block_bytes, (size_t)rows * row_bytes))
+            return false;
+    }
+    return true;
+}
+
+static bool library_fetch_received(void *state)
+{
+    struct library *l = state;
+    const struct array *a = l->current->array;
+    return array_fetch(l, &a[COUNTS], 0, a[COUNTS].bytes) && move_rows(l, &a[RECEIVED], array_fetch) &&
+           move_rows(l, &a[SCALES], array_fetch) && move_rows(l, &a[SLOTS], array_fetch) &&
+           move_rows(l, &a[WEIGHTS], array_fetch);
+}
+
+static bool library_give_results(void *state)
+{
+    struct library *l = state;
+    return move_rows(l, &l->current->array[RESULTS], array_give);
+}
+
+static bool library_fetch_output(void *state)
+{
+    struct library *l = state;
+    const struct array *out = &l->current->array[OUT];
+    return array_fetch(l, out, 0, out->bytes);
+}
+
+static bool library_give_output(void *state)
+{
+    struct library *l = state;
+    const struct array *out = &l->current->array[OUT];
+    return array_give(l, out, 0, out->bytes);
+}
+
+/* In place: the library's own memory, which lies here only without a device. */
 static void library_received(void *state, struct perf_received *received)
 {
     struct library *l = state;
     struct exchange *x = l->current;
-    muster_tensor rows = x->received.tensor, results = x->results.tensor;
+    const struct array *a = x->array;
+    muster_tensor rows = a[RECEIVED].tensor, results = a[RESULTS].tensor;
+    rows.data = a[RECEIVED].host;
+    results.data = a[RESULTS].host;
     if (l->in_place) {
         muster_ep_received(x->ep, &rows);
         muster_ep_results(x->ep, &results);
     }
     *received = (struct perf_received){
-        .blocks = (int32_t)x->counts.shape[0],
-        .block_rows = (size_t)x->received.shape[1],
-        .count = x->counts.tensor.data,
+        .blocks = (int32_t)a[COUNTS].shape[0],
+        .block_rows = (size_t)a[RECEIVED].shape[1],
+        .count = a[COUNTS].host,
         .rows = rows.data,
         .row_stride = (size_t)l->shape->hidden * rows.dtype.bits / 8,
-        .scales = x->scales.tensor.data,
-        .slots = x->slots.tensor.data,
-        .weights = x->weights.tensor.data,
+        .scales = a[SCALES].host,
+        .slots = a[SLOTS].host,
+        .weights = a[WEIGHTS].host,
         .route_stride = (size_t)l->shape->topk * sizeof(int32_t),
         .results = results.data,
     };
@@ -278,7 +399,7 @@ static void library_received(void *state, struct perf_received *received)
 static void *library_output(void *state)
 {
     const struct library *l = state;
-    return l->current->out.tensor.data;
+    return l->current->array[OUT].host;
 }
 
 /* ---- the process ---- */
@@ -290,6 +411,11 @@ static const struct perf_side side = {
     .prepare = library_prepare,
     .dispatch = library_dispatch,
     .combine = library_combine,
+    .iterate = library_iterate,
+    .fetch_received = library_fetch_received,
+    .fetch_output = library_fetch_output,
+    .give_results = library_give_results,
+    .give_output = library_give_output,
     .received = library_received,
     .output = library_output,
 };

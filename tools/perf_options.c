@@ -5,29 +5,43 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/runtime.h"
 #include "muster/ep.h"
 #include "perf.h"
 #include "perf_library.h"
 #include "tool.h"
 
-enum { KEY_NO_BASELINE = 256, KEY_NO_CHECK, KEY_CHECK, KEY_SPOIL, MOST_TOKENS = 65536, MOST_ITERATIONS = 1000000 };
+enum {
+    KEY_NO_BASELINE = 256,
+    KEY_NO_CHECK,
+    KEY_CHECK,
+    KEY_SPOIL,
+    KEY_FLUSH,
+    KEY_NO_FAULT_TOLERANCE,
+    MOST_TOKENS = 65536,
+    MOST_ITERATIONS = 1000000
+};
 
 static const struct argp_option option_table[] = {
     {0, 0, 0, 0, "What is exchanged:", 1},
-    {"ranks", 'n', "N", 0, "Ranks, each a process, 1 to 128 (default 2)", 0},
-    {"tokens", 't', "LIST", 0, "Tokens of each rank: one or more counts, one after the other (default 1,16,128)", 0},
-    {"hidden", 'H', "N", 0, "Values of a token (default 2048)", 0},
+    {"backend", 'B', "NAME", 0, "cpu, or cuda: rank r on GPU r (default cpu)", 0},
+    {"ranks", 'n', "N", 0, "Ranks, each a process, 1 to 128 (default 2; with cuda, as many as there are GPUs)", 0},
+    {"tokens", 't', "LIST", 0,
+     "Tokens of each rank: one or more counts, one after the other (default 1,16,128; with cuda 1,8,32,64,128,256)", 0},
+    {"hidden", 'H', "N", 0, "Values of a token (default 2048; with cuda 7168)", 0},
     {"topk", 'k', "K", 0, "Experts of a token, 1 to 32 (default 8)", 0},
-    {"experts", 'e', "N", 0, "Experts in all (default 64)", 0},
+    {"experts", 'e', "N", 0, "Experts in all (default 64; with cuda 256)", 0},
     {"dtype", 'd', "TYPE", 0, "bf16 or fp32 (default bf16)", 0},
     {"quantise", 'q', "HOW", 0, "On the way to the experts: none, fp8, or fp8p2 with scales that are powers of two", 0},
     {"layout", 'l', "LAYOUT", 0,
-     "rank: a row for each token and rank; expert: for each token and expert (default rank)", 0},
+     "rank: a row for each token and rank; expert: for each token and expert (default rank; with cuda expert)", 0},
     {"combine", 'c', "MODE", 0, "reduced: a sum on each rank; exact: every row comes home (default reduced)", 0},
     {"seed", 's', "S", 0, "Chooses tokens and routes (default 1)", 0},
     {0, 0, 0, 0, "How it is measured:", 2},
-    {"iterations", 'i', "N", 0, "Timed iterations of a block (default 500)", 0},
-    {"warmup", 'w', "N", 0, "Iterations before them (default 50)", 0},
+    {"iterations", 'i', "N", 0, "Timed iterations of a block (default 500; with cuda 30, each a graph of 20 pairs)", 0},
+    {"warmup", 'w', "N", 0, "Iterations before them (default 50; with cuda 5)", 0},
+    {"flush", KEY_FLUSH, NULL, 0, "With cuda: empty the second-level cache between pairs, outside of their time", 0},
+    {"no-fault-tolerance", KEY_NO_FAULT_TOLERANCE, NULL, 0, "With cuda: kernels that check nothing while they wait", 0},
     {"blocks", 'b', "N", 0, "Blocks of each row of the table, taken in turns (default 7)", 0},
     {"experts-do", 'x', "WHAT", 0,
      "What lies between dispatch and combine. nothing: the results were written before the clock started; copy: each "
@@ -46,9 +60,14 @@ static const char text[] =
     "Measures dispatch and combine of tokens that are routed uniformly at random, and beside it, in the same run, what "
     "one would do without the library: permute the rows, exchange them with MPI_Alltoallv, permute back and add up. "
     "That needs Open MPI, and muster_perf_mpi beside this tool; without it only the library is measured.\v"
-    "All ranks begin each iteration together, after a barrier in shared memory that is not timed. A pair is a dispatch "
+    "On the host all ranks begin each iteration together, after a barrier in shared memory that is not timed. A pair "
+    "is a dispatch "
     "and the combine after it, back to back; each pair is a step of its own, and reading its verdict is part of its "
-    "time. The time of an iteration is that of the slowest rank. Printed: the median over the blocks of the median "
+    "time. With cuda an iteration is a graph of 20 pairs, after one in which the ranks come together, and its time is "
+    "the "
+    "average pair's; dispatch and combine are timed apart, in a graph with an event between them, and therefore make "
+    "more than the pair. "
+    "The time of an iteration is that of the slowest rank. Printed: the median over the blocks of the median "
     "over "
     "a block's iterations, and the 90th percentile of all iterations. The blocks of the rows of a table take turns.\n\n"
     "  rows    in-place: received rows are used, and results written, where they lie in the library's memory; caller: "
@@ -101,12 +120,16 @@ static error_t parse_shape(int key, char *value, struct argp_state *state, struc
     static const char *const types[] = {"bf16", "fp32", NULL}, *const layouts[] = {"expert", "rank", NULL};
     static const char *const modes[] = {"exact", "reduced", NULL}, *const quantise[] = {"none", "fp8", "fp8p2", NULL};
     static const char *const fillings[] = {"nothing", "copy", NULL};
+    static const char *const backends[] = {"cpu", "cuda", NULL};
     switch (key) {
     case 'n': s->ranks = number(state, "ranks", value, 1, MUSTER_MAX_RANKS); return 0;
     case 't': set_tokens(state, s, value); return 0;
     case 'H': s->hidden = number(state, "hidden", value, 4, PERF_MAX_HIDDEN); return 0;
     case 'k': s->topk = number(state, "topk", value, 1, MUSTER_EP_MAX_TOPK); return 0;
     case 'e': s->experts = number(state, "experts", value, 1, 65536); return 0;
+    case 'B': s->cuda = choose(state, "backend", value, backends); return 0;
+    case KEY_FLUSH: s->flush = true; return 0;
+    case KEY_NO_FAULT_TOLERANCE: s->no_fault_tolerance = true; return 0;
     case 'd': s->fp32 = choose(state, "dtype", value, types); return 0;
     case 'q': s->quantise = choose(state, "quantise", value, quantise); return 0;
     case 'l': s->layout = choose(state, "layout", value, layouts); return 0;
@@ -133,11 +156,64 @@ static void check_configs(struct argp_state *state, const struct perf_shape *s)
     }
 }
 
+static int32_t or_else(int32_t given, int32_t otherwise)
+{
+    return given ? given : otherwise;
+}
+
+static void set_default_tokens(struct perf_shape *s)
+{
+    static const int32_t host[] = {1, 16, 128}, cuda[] = {1, 8, 32, 64, 128, 256};
+    if (s->token_counts)
+        return;
+    s->token_counts = s->cuda ? sizeof cuda / sizeof *cuda : sizeof host / sizeof *host;
+    memcpy(s->tokens, s->cuda ? cuda : host, (size_t)s->token_counts * sizeof *s->tokens);
+}
+
+/* What was not given is what one would measure on such a machine. */
+static void set_defaults(struct argp_state *state, struct perf_options *o, int32_t devices)
+{
+    struct perf_shape *s = &o->shape;
+    s->ranks = or_else(s->ranks, s->cuda ? devices : 2);
+    s->hidden = or_else(s->hidden, s->cuda ? 7168 : 2048);
+    s->experts = or_else(s->experts, s->cuda ? 256 : 64);
+    s->layout = s->layout < 0 ? (s->cuda ? MUSTER_EP_EXPERT_MAJOR : MUSTER_EP_RANK_MAJOR) : s->layout;
+    set_default_tokens(s);
+    o->iterations = or_else(o->iterations, s->cuda ? 30 : 500);
+    o->warmup = o->warmup < 0 ? (s->cuda ? 5 : 50) : o->warmup;
+    if (s->cuda && s->ranks > devices)
+        argp_error(state, "--ranks is %d; with cuda it must be at most the number of GPUs here, %d", s->ranks, devices);
+}
+
+/* Of this process; none without the CUDA backend, and then the reason is given. */
+static int32_t count_devices(struct argp_state *state, const struct perf_shape *s)
+{
+    const struct runtime *runtime;
+    if (!s->cuda)
+        return 0;
+    if (runtime_load(&runtime) != MUSTER_OK)
+        argp_failure(state, EXIT_FAILURE, 0, "%s", muster_last_error());
+    int32_t devices = runtime->count();
+    if (devices == 0)
+        argp_failure(state, EXIT_FAILURE, 0, "--backend cuda: there is no GPU");
+    return devices;
+}
+
+static void check_backend(struct argp_state *state, const struct perf_shape *s)
+{
+    if (s->cuda && s->copy)
+        argp_error(state, "--experts-do copy is for --backend cpu");
+    if (!s->cuda && (s->flush || s->no_fault_tolerance))
+        argp_error(state, "--flush and --no-fault-tolerance are for --backend cuda");
+}
+
 static void complete(struct argp_state *state, struct perf_options *o)
 {
     struct perf_shape *s = &o->shape;
     cpu_set_t cores;
     s->cores = sched_getaffinity(0, sizeof cores, &cores) == 0 ? CPU_COUNT(&cores) : 1;
+    check_backend(state, s);
+    set_defaults(state, o, count_devices(state, s));
     s->slots = (s->experts + s->ranks - 1) / s->ranks;
     if (s->topk > s->experts)
         argp_error(state, "--topk is %d; with %d experts it must be 1 to %d", s->topk, s->experts, s->experts);
@@ -169,19 +245,9 @@ void perf_parse(int argc, char **argv, struct perf_options *options)
 {
     static const struct argp parser = {.options = option_table, .parser = parse_option, .doc = text};
     *options = (struct perf_options){
-        .shape = {.ranks = 2,
-                  .hidden = 2048,
-                  .topk = 8,
-                  .experts = 64,
-                  .layout = MUSTER_EP_RANK_MAJOR,
-                  .combine = MUSTER_EP_REDUCED,
-                  .token_counts = 3,
-                  .tokens = {1, 16, 128},
-                  .seed = 1,
-                  .check = true},
+        .shape = {.topk = 8, .layout = -1, .combine = MUSTER_EP_REDUCED, .seed = 1, .check = true},
         .blocks = 7,
-        .warmup = 50,
-        .iterations = 500,
+        .warmup = -1,
         .baseline = true,
     };
     argp_parse(&parser, argc, argv, 0, NULL, options);

@@ -24,9 +24,16 @@ struct loop {
 
 /* ---- before and after the timed iterations ---- */
 
-static void poison_output(const struct loop *l)
+/* What a side leaves out is already done. */
+static bool step(const struct loop *l, bool (*move)(void *state))
+{
+    return !move || move(l->state);
+}
+
+static bool poison_output(const struct loop *l)
 {
     memset(l->side->output(l->state), 0xff, (size_t)l->tokens * perf_load_row_bytes(l->shape)); /* NaNs */
+    return step(l, l->side->give_output);
 }
 
 static void add_wrong(const struct loop *l, uint64_t wrong)
@@ -34,9 +41,12 @@ static void add_wrong(const struct loop *l, uint64_t wrong)
     atomic_fetch_add(&l->board->mailbox[l->side->id].wrong, wrong);
 }
 
-static void check_output(const struct loop *l, bool copied)
+static bool check_output(const struct loop *l, bool copied)
 {
+    if (!step(l, l->side->fetch_output))
+        return false;
     add_wrong(l, perf_load_check(l->shape, l->rank, l->tokens, copied, l->side->output(l->state)));
+    return true;
 }
 
 /*
@@ -45,15 +55,11 @@ static void check_output(const struct loop *l, bool copied)
  */
 static bool run_first(struct loop *l)
 {
-    poison_output(l);
-    if (!l->side->dispatch(l->state))
+    if (!poison_output(l) || !l->side->dispatch(l->state) || !step(l, l->side->fetch_received))
         return false;
     l->side->received(l->state, &l->received);
     add_wrong(l, perf_load_serve(l->shape, l->rank, l->tokens, &l->received));
-    if (!l->side->combine(l->state))
-        return false;
-    check_output(l, false);
-    return true;
+    return step(l, l->side->give_results) && l->side->combine(l->state) && check_output(l, false);
 }
 
 /* ---- the timed iterations ---- */
@@ -81,6 +87,8 @@ static bool run_pair(const struct loop *l, struct perf_sample *sample)
 /* All ranks begin an iteration together; waiting for that is no part of its time. */
 static bool run_iterations(struct loop *l, int32_t count, struct perf_sample *sample)
 {
+    if (l->shape->cuda)
+        return l->side->iterate(l->state, count, sample);
     for (int32_t i = 0; i < count; i++)
         if (!perf_board_align(l->board, l->side->id, &l->round) || !run_pair(l, &sample[i]))
             return false;
@@ -95,11 +103,7 @@ static bool run_block(struct loop *l)
         return false;
     if (!run_iterations(l, l->order.warmup, sample)) /* written over below */
         return false;
-    poison_output(l);
-    if (!run_iterations(l, l->order.iterations, sample))
-        return false;
-    check_output(l, l->shape->copy);
-    return true;
+    return poison_output(l) && run_iterations(l, l->order.iterations, sample) && check_output(l, l->shape->copy);
 }
 
 /* ---- from beginning to end ---- */

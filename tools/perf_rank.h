@@ -19,6 +19,14 @@ struct perf_side {
     bool (*prepare)(void *state, const struct perf_order *order);
     bool (*dispatch)(void *state);
     bool (*combine)(void *state);
+    /* With GPUs: the timed iterations, which run on a stream. Otherwise they are run and timed by the caller. */
+    bool (*iterate)(void *state, int32_t iterations, struct perf_sample *sample);
+    /* What dispatch (or combine) has brought becomes readable here; NULL: it is. */
+    bool (*fetch_received)(void *state);
+    bool (*fetch_output)(void *state);
+    /* The results (or the output) that were written here go to where they are used; NULL: they are there. */
+    bool (*give_results)(void *state);
+    bool (*give_output)(void *state);
     /* After dispatch: what has come. */
     void (*received)(void *state, struct perf_received *received);
     /* After combine: where it has put its output, [tokens][hidden]. */

@@ -45,6 +45,18 @@ static void print_columns(void)
            "pair us", "p90 us", "GB/s", "MB", "wrong", "ratio");
 }
 
+static void print_place(const struct perf_run *run)
+{
+    const struct perf_shape *s = &run->options.shape;
+    printf("# muster %s: dispatch and combine, ", muster_version());
+    if (s->cuda)
+        printf("%d ranks, a GPU each, %d multiprocessors at most, the cache %s between pairs", s->ranks,
+               run->board->mailbox[PERF_LIBRARY].multiprocessors, s->flush ? "emptied" : "left alone");
+    else
+        printf("%d ranks on %d cores", s->ranks, s->cores);
+    printf(", fault tolerance %s\n", s->no_fault_tolerance ? "off" : "on");
+}
+
 void perf_print_header(const struct perf_run *run)
 {
     const struct perf_options *o = &run->options;
@@ -53,8 +65,7 @@ void perf_print_header(const struct perf_run *run)
             fprintf(stderr, "muster perf ep: no mpi: %s\n", run->baseline.reason);
         return;
     }
-    printf("# muster %s: dispatch and combine, %d ranks on %d cores, fault tolerance on\n", muster_version(),
-           o->shape.ranks, o->shape.cores);
+    print_place(run);
     printf("# seed %llu; quantise %s; between dispatch and combine: %s\n", (unsigned long long)o->shape.seed,
            quantise_name(&o->shape), o->shape.copy ? "a copy of the received rows" : "nothing");
     printf(
@@ -125,7 +136,7 @@ static void set_figures(json_t *object, const struct perf_shape *s, const struct
 {
     set_real(object, "dispatch_us", f->dispatch_us);
     set_real(object, "combine_us", f->combine_us);
-    set_real(object, "pair_us", f->pair_us);
+    set_real(object, s->cuda ? "pair_graph_us" : "pair_us", f->pair_us);
     set_real(object, "pair_p90_us", f->pair_p90_us);
     set_real(object, "link_gbs", f->link_gbs);
     set_real(object, "exchange_mb", f->exchange_mb);
@@ -142,8 +153,12 @@ static void print_json(const struct perf_run *run, const struct perf_series *ser
     set_text(object, "backend", series->backend);
     set_text(object, "rows", series->rows);
     set_shape(object, &o->shape, count);
-    json_object_set_new(object, "ft", json_boolean(series->side == PERF_LIBRARY));
+    json_object_set_new(object, "ft", json_boolean(series->side == PERF_LIBRARY && !o->shape.no_fault_tolerance));
     set_figures(object, &o->shape, f);
+    if (o->shape.cuda) {
+        set_count(object, "sms", run->board->mailbox[series->side].multiprocessors);
+        json_object_set_new(object, "flushed", json_boolean(o->shape.flush));
+    }
     set_count(object, "cores", o->shape.cores);
     set_count(object, "blocks", o->blocks);
     set_count(object, "iterations", o->iterations);

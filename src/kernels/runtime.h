@@ -36,6 +36,9 @@ struct runtime {
     /* In either direction; waits for the stream before and after. */
     muster_status (*copy)(void *to, const void *from, size_t bytes, void *stream);
 
+    /* Enqueues: zeros. */
+    muster_status (*clear)(void *memory, size_t bytes, void *stream);
+
     muster_status (*stream_create)(void **stream);
     void (*stream_destroy)(void *stream);
     /* Waits until all that was enqueued is done; at most timeout_ms, then AGAIN. */

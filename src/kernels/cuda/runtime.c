@@ -75,6 +75,11 @@ static muster_status copy(void *to, const void *from, size_t bytes, void *stream
     return checked(error, "copying");
 }
 
+static muster_status clear(void *memory, size_t bytes, void *stream)
+{
+    return checked(cudaMemsetAsync(memory, 0, bytes, stream), "clearing memory");
+}
+
 static muster_status stream_create(void **stream)
 {
     return checked(cudaStreamCreateWithFlags((cudaStream_t *)stream, cudaStreamNonBlocking), "a stream");
@@ -176,6 +181,7 @@ static const struct runtime runtime = {
     .allocate = allocate,
     .release = release,
     .copy = copy,
+    .clear = clear,
     .stream_create = stream_create,
     .stream_destroy = stream_destroy,
     .stream_wait = stream_wait,
