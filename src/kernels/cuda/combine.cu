@@ -39,8 +39,9 @@ static __global__ void __launch_bounds__(OPERATIONS_MAX_THREADS)
 }
 
 /* Senders read up to K rows for each that they send, so they get two thirds of the blocks. */
-struct cuda_plan combine_plan(const struct exchange_shape *shape, int32_t tokens, int32_t multiprocessors)
+struct cuda_plan combine_plan(const struct exchange_shape *shape, int32_t tokens, const struct cuda_limits *limits)
 {
+    int32_t multiprocessors = limits->multiprocessors;
     int32_t third = multiprocessors > 3 ? multiprocessors / 3 : 1;
     size_t pieces = shape->result_bytes / SUM_PIECE;
     struct cuda_plan plan = {};

@@ -18,32 +18,51 @@ __device__ __forceinline__ const unsigned char *home_row(const struct cuda_launc
     return region_at(turn, turn->rank, shape.arrived) + row_at(shape, n, token) * shape.result_bytes;
 }
 
-/* Exact: the routes that were sent, in k order, with their weights. One thread. */
+/* Exact: the routes that were sent, in k order, with their weights. A lane is a route. */
 __device__ inline void find_routes(const struct cuda_launch &l, const struct turn *turn, int32_t token,
                                    struct sum_parts *parts)
 {
-    int32_t count = 0;
-    for (int k = 0; k < l.shape.topk; k++) {
-        size_t route = (size_t)token * (size_t)l.shape.topk + (size_t)k;
-        if (l.own.token_slots[route] < 0)
-            continue;
-        parts->row[count] = home_row(l, turn, token, k);
-        parts->weight[count++] = l.own.token_weights[route];
+    int lane = threadIdx.x & 31;
+    size_t route = (size_t)token * (size_t)l.shape.topk + (size_t)lane;
+    bool sent = lane < l.shape.topk && l.own.token_slots[route] >= 0;
+    unsigned all = __ballot_sync(~0u, sent);
+    if (sent) {
+        int part = __popc(all & ((1u << lane) - 1));
+        parts->row[part] = home_row(l, turn, token, lane);
+        parts->weight[part] = l.own.token_weights[route];
     }
-    parts->count = count;
+    if (lane == 0)
+        parts->count = __popc(all);
 }
 
-/* Reduced: the ranks that own routes, in rank order; they have weighted. One thread. */
+/* Reduced: the ranks that own routes, in rank order; they have weighted. */
 __device__ inline void find_ranks(const struct cuda_launch &l, const struct turn *turn, int32_t token,
                                   struct sum_parts *parts)
 {
     int32_t count = 0;
-    for (int w = 0; w < 2; w++)
-        for (uint64_t rest = l.own.token_ranks[2 * (size_t)token + w]; rest; rest &= rest - 1) {
-            parts->row[count] = home_row(l, turn, token, 64 * w + __ffsll((long long)rest) - 1);
-            parts->weight[count++] = 1.0f;
+    for (int begin = 0; begin < turn->ranks; begin += 32) {
+        uint64_t word = l.own.token_ranks[2 * (size_t)token + (size_t)(begin >> 6)];
+        unsigned all = (unsigned)(word >> (begin & 63)), lane = threadIdx.x & 31;
+        if (all >> lane & 1) {
+            int part = count + __popc(all & ((1u << lane) - 1));
+            parts->row[part] = home_row(l, turn, token, begin + (int)lane);
+            parts->weight[part] = 1.0f;
         }
-    parts->count = count;
+        count += __popc(all);
+    }
+    if ((threadIdx.x & 31) == 0)
+        parts->count = count;
+}
+
+/* What is added up for a token. One warp. */
+__device__ inline void find_parts(const struct cuda_launch &l, const struct turn *turn, int32_t token,
+                                  struct sum_parts *parts)
+{
+    parts->aligned = true; /* rows at home are multiples of 16 bytes */
+    if (l.shape.exact)
+        find_routes(l, turn, token, parts);
+    else
+        find_ranks(l, turn, token, parts);
 }
 
 /* A thread waits for each rank that owes something to the token. */
@@ -69,23 +88,27 @@ template <bool FT> __device__ inline void await_combine_lines(const struct cuda_
     wait_flag<FT>(l, turn, {flag, turn->stamp, rank, MUSTER_PHASE_COMBINE});
 }
 
+enum { ADD_TOKENS = 8 };
+
+/* As in combine_send.cuh, each warp finds out about another of the block's next tokens. */
 template <bool FT>
 __device__ inline void add_up_tokens(const struct cuda_launch &l, const struct turn *turn,
                                      const struct combine_receive_args &args, int32_t tokens, int block, int blocks)
 {
-    __shared__ struct sum_parts parts[2]; /* one is added up while the next is found */
-    for (int32_t token = block, turnabout = 0; token < tokens; token += blocks) {
-        struct sum_parts *part = &parts[turnabout ^= 1];
-        if (threadIdx.x == blockDim.x - 1) { /* of a warp that has nobody to wait for */
-            part->aligned = true; /* rows at home are multiples of 16 bytes */
-            if (l.shape.exact)
-                find_routes(l, turn, token, part);
-            else
-                find_ranks(l, turn, token, part);
+    __shared__ struct sum_parts parts[ADD_TOKENS];
+    int32_t warps = (int32_t)blockDim.x / 32, ahead = warps < ADD_TOKENS ? warps : ADD_TOKENS;
+    for (int32_t first = block; first < tokens; first += ahead * blocks) {
+        int32_t mine = first + (int32_t)threadIdx.x / 32 * blocks;
+        __syncthreads(); /* the tokens before are added up */
+        if (threadIdx.x / 32 < ahead && mine < tokens)
+            find_parts(l, turn, mine, &parts[threadIdx.x / 32]);
+        __syncthreads();
+        for (int32_t n = 0; n < ahead && first + n * blocks < tokens; n++) {
+            int32_t token = first + n * blocks;
+            if (!await_ranks<FT>(l, turn, token))
+                return;
+            sum_row(&parts[n], l.shape.fp32, args.out + (size_t)token * l.shape.result_bytes, l.shape.result_bytes);
         }
-        if (!await_ranks<FT>(l, turn, token))
-            return;
-        sum_row(part, l.shape.fp32, args.out + (size_t)token * l.shape.result_bytes, l.shape.result_bytes);
     }
 }
 

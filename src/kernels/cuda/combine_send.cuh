@@ -11,7 +11,10 @@
 #include "kernels/cuda/sum.cuh"
 
 /* One row that was received, and where its experts' results lie. In shared memory, filled by one warp. */
+enum { RETURN_ROWS = 8 };
+
 struct returned_row {
+    uint32_t there; /* it is a row that came */
     int32_t token; /* of its home rank */
     uint32_t good; /* what came with it can be used */
     struct sum_parts parts; /* the results, in k order */
@@ -63,10 +66,15 @@ __device__ inline void take_routes(const struct cuda_launch &l, const struct tur
     }
 }
 
-/* One warp finds out about row j of a rank. */
+/* One warp finds out about row j of a rank, if it is there. */
 __device__ inline void find_row(const struct cuda_launch &l, const struct turn *turn,
-                                const struct combine_send_args &send, int rank, int32_t j, struct returned_row *out)
+                                const struct combine_send_args &send, int rank, int32_t j, bool there,
+                                struct returned_row *out)
 {
+    if ((threadIdx.x & 31) == 0)
+        out->there = there;
+    if (!there)
+        return;
     size_t row = row_at(l.shape, rank, j);
     if (l.shape.expert_major)
         take_routes(l, turn, send, rank, row, out);
@@ -111,33 +119,48 @@ __device__ inline void raise_combine_lines(const struct cuda_launch &l, const st
             flag_raise(&line_at(turn, rank, l.shape.combine_line, turn->rank)->flag, turn->stamp);
 }
 
+/* Which row a block returns in its n-th turn; false: it has no more. */
+__device__ __forceinline__ bool nth_row(const struct cuda_launch &l, int64_t n, int *rank, int32_t *j)
+{
+    *rank = (int)(n % l.shape.ranks);
+    *j = (int32_t)(n / l.shape.ranks);
+    return *j < l.shape.tokens;
+}
+
 /*
  * Credit to store at home (X4): every active rank's dispatch line of this pair has been read, and a rank raises it when
  * the combine of the pair before, which read what lay there, is over. The flag comes after the row: all threads have
  * stored before the barrier, and it is a release (X5).
+ *
+ * What is known of a row takes several loads, one after the other, to find out. So each warp finds out about another of
+ * the block's next rows, all at the same time, before the block returns them one by one.
  */
 __device__ inline void send_rows_home(const struct cuda_launch &l, const struct turn *turn,
                                       const struct combine_send_args &send, int block, int blocks)
 {
-    __shared__ struct returned_row rows[2]; /* one is returned while the flag of the other is raised */
-    const int32_t *count = l.own.rows_from;
-    int ranks = turn->ranks, turnabout = 0;
-    for (int64_t i = block; i < (int64_t)l.shape.tokens * ranks; i += blocks) {
-        int rank = (int)(i % ranks);
-        int32_t j = (int32_t)(i / ranks);
-        if (j >= count[rank])
-            continue;
-        struct returned_row *row = &rows[turnabout ^= 1];
-        if (threadIdx.x < 32)
-            find_row(l, turn, send, rank, j, row);
+    __shared__ struct returned_row rows[RETURN_ROWS];
+    int warp = threadIdx.x / 32, rank;
+    int32_t j, ahead = (int32_t)blockDim.x / 32 < RETURN_ROWS ? (int32_t)blockDim.x / 32 : RETURN_ROWS;
+    for (int64_t first = block; nth_row(l, first, &rank, &j); first += (int64_t)ahead * blocks) {
+        __syncthreads(); /* the rows before are returned */
+        if (warp < ahead) {
+            bool there = nth_row(l, first + (int64_t)warp * blocks, &rank, &j);
+            find_row(l, turn, send, rank, j, there && j < l.own.rows_from[rank], &rows[warp]);
+        }
         __syncthreads();
-        if (!row->good)
-            return;
-        return_row(l, turn, send, rank, j, row);
-        __syncthreads();
-        uint64_t *flag = (uint64_t *)region_at(turn, rank, l.shape.arrived_flag);
-        if (threadIdx.x == 0)
-            flag_raise(flag + row_at(l.shape, turn->rank, row->token), turn->stamp);
+        for (int n = 0; n < ahead; n++) {
+            struct returned_row *row = &rows[n];
+            if (!row->there)
+                continue;
+            if (!row->good)
+                return;
+            nth_row(l, first + (int64_t)n * blocks, &rank, &j);
+            return_row(l, turn, send, rank, j, row);
+            __syncthreads();
+            uint64_t *flag = (uint64_t *)region_at(turn, rank, l.shape.arrived_flag);
+            if (threadIdx.x == 0)
+                flag_raise(flag + row_at(l.shape, turn->rank, row->token), turn->stamp);
+        }
     }
 }
 

@@ -15,10 +15,11 @@
 
 #include "muster/group.h"
 
-enum { CUDA_GATE_EPOCH_SHIFT = 40, CUDA_VERDICTS = 1024 };
+enum { CUDA_GATE_EPOCH_SHIFT = 40, CUDA_VERDICTS = 1024, CUDA_VERDICT_STEP_SHIFT = 25 };
 
 #define CUDA_GATE_OPEN (UINT64_C(1) << 39)
 #define CUDA_GATE_INSIDE UINT64_C(0xffffffff)
+#define CUDA_VERDICT_VOID (UINT64_C(1) << 24)
 
 /*
  * The installed view. Written only while no block is inside the gate and the gate's epoch is newer than every step's;
@@ -51,14 +52,14 @@ struct cuda_control {
     struct cuda_view view;
 };
 
-/* A step's end, as muster_step_verdict() tells it. */
+/*
+ * A step's end, as muster_step_verdict() tells it. A good step's is the first word alone, so that no store has to wait for
+ * another on its way to the host.
+ */
 struct cuda_verdict {
-    uint64_t step; /* its total; written last: the entry is whole when it is the one that is waited for */
-    uint64_t failure;
+    uint64_t word; /* the step's total (39 bits) | void (1) | epoch (24); written last */
+    uint64_t failure; /* of a void step, like the next */
     uint64_t failure_detail;
-    uint32_t epoch;
-    uint32_t unread; /* the step did nothing because an earlier verdict had not been read */
-    muster_mask mask;
 };
 
 /* One per rank, in host memory that the device sees. A kernel looks here only when it has waited for long. */

@@ -54,11 +54,11 @@ static muster_status device_choose(struct device *device)
     return MUSTER_OK;
 }
 
-static cudaError_t device_load_kernels(void)
+static cudaError_t device_load_kernels(struct device *device)
 {
     cudaError_t error = step_prepare();
     if (error == cudaSuccess)
-        error = dispatch_prepare();
+        error = dispatch_prepare(device->ordinal, &device->limits.shared_bytes);
     return error == cudaSuccess ? combine_prepare() : error;
 }
 
@@ -98,9 +98,9 @@ static cudaError_t device_count_multiprocessors(struct device *device)
 {
     int wanted = device->config.multiprocessors;
     cudaError_t error =
-        cudaDeviceGetAttribute(&device->multiprocessors, cudaDevAttrMultiProcessorCount, device->ordinal);
-    if (error == cudaSuccess && wanted > 0 && wanted < device->multiprocessors)
-        device->multiprocessors = wanted;
+        cudaDeviceGetAttribute(&device->limits.multiprocessors, cudaDevAttrMultiProcessorCount, device->ordinal);
+    if (error == cudaSuccess && wanted > 0 && wanted < device->limits.multiprocessors)
+        device->limits.multiprocessors = wanted;
     return error;
 }
 
@@ -108,7 +108,7 @@ static cudaError_t device_set_up(struct device *device)
 {
     cudaError_t error = device_count_multiprocessors(device);
     if (error == cudaSuccess)
-        error = device_load_kernels();
+        error = device_load_kernels(device);
     if (error == cudaSuccess)
         error = device_make_control(device);
     if (error == cudaSuccess)
@@ -196,6 +196,9 @@ static void device_view_install(struct device *device, const struct device_view 
         .first_sequence = device->config.first_sequence,
     };
     memcpy(installed.peers, view->peers, (size_t)device->config.ranks * sizeof *view->peers);
+    pthread_mutex_lock(&device->lock);
+    device->installed[view->epoch % CUDA_VERDICTS] = (struct device_mask){view->epoch, view->mask};
+    pthread_mutex_unlock(&device->lock);
     int before = device_switch(device);
     device_say(device, step_launch_install(device->control, &installed, device->agent_stream), "view_install");
     device_return(before);
@@ -211,7 +214,23 @@ static void device_epoch_begin(struct device *device, uint32_t epoch)
 static bool device_verdict_waits(const struct device *device, uint64_t step)
 {
     const struct cuda_verdict *v = &device->mailbox->verdict[(step - 1) % CUDA_VERDICTS];
-    return __atomic_load_n(&v->step, __ATOMIC_ACQUIRE) >= step;
+    return __atomic_load_n(&v->word, __ATOMIC_ACQUIRE) >> CUDA_VERDICT_STEP_SHIFT >= step;
+}
+
+/* Of a verdict that is there; the caller holds the lock. */
+static struct device_verdict device_take_verdict(const struct device *device, const struct cuda_verdict *v)
+{
+    uint64_t word = __atomic_load_n(&v->word, __ATOMIC_ACQUIRE);
+    struct device_verdict taken = {.step = word >> CUDA_VERDICT_STEP_SHIFT,
+                                   .epoch = (uint32_t)(word & (CUDA_VERDICT_VOID - 1))};
+    const struct device_mask *installed = &device->installed[taken.epoch % CUDA_VERDICTS];
+    if (installed->epoch == taken.epoch)
+        taken.mask = installed->mask;
+    if (word & CUDA_VERDICT_VOID) {
+        taken.failure = v->failure;
+        taken.failure_detail = v->failure_detail;
+    }
+    return taken;
 }
 
 /* Whether a void verdict is among those that wait, or the failure of one that was read is still being forgotten. */
@@ -222,7 +241,8 @@ static bool device_void_unread(struct device *device)
     bool unread = device->forget;
     pthread_mutex_unlock(&device->lock);
     for (; !unread && device_verdict_waits(device, step); step++)
-        unread = device->mailbox->verdict[(step - 1) % CUDA_VERDICTS].failure != 0;
+        unread = __atomic_load_n(&device->mailbox->verdict[(step - 1) % CUDA_VERDICTS].word, __ATOMIC_ACQUIRE) &
+                 CUDA_VERDICT_VOID;
     return unread;
 }
 
@@ -269,9 +289,9 @@ static muster_status device_verdict(struct device *device, struct device_verdict
     bool written = device_verdict_waits(device, step);
     const struct cuda_verdict *v = &device->mailbox->verdict[(step - 1) % CUDA_VERDICTS];
     if (written) {
-        *verdict = (struct device_verdict){v->step, v->failure, v->failure_detail, v->epoch, v->mask};
-        device->verdicts_read = v->step;
-        device->forget = device->forget || v->failure;
+        *verdict = device_take_verdict(device, v);
+        device->verdicts_read = verdict->step;
+        device->forget = device->forget || verdict->failure;
     }
     pthread_mutex_unlock(&device->lock);
     if (!written)

@@ -6,7 +6,7 @@
 #include <cuda_runtime_api.h>
 #include <pthread.h>
 
-#include "kernels/cuda/control.h"
+#include "kernels/cuda/exchange.h"
 #include "kernels/device.h"
 
 /* This rank's own symmetric memory; peers' is only mapped. */
@@ -15,16 +15,23 @@ struct cuda_region {
     uint64_t bytes;
 };
 
+/* The mask of an epoch. */
+struct device_mask {
+    uint32_t epoch;
+    muster_mask mask;
+};
+
 struct device {
     struct device_config config;
     int ordinal;
-    int multiprocessors; /* that exchanges may use */
+    struct cuda_limits limits; /* of exchanges */
     cudaStream_t agent_stream; /* of the highest priority: what ends an epoch overtakes what works in it */
     struct cuda_control *control; /* in device memory */
     struct cuda_mailbox *mailbox; /* in host memory; the device sees it at the same address */
     struct cuda_region region;
-    pthread_mutex_t lock; /* short sections only: the two fields below */
+    pthread_mutex_t lock; /* short sections only: the fields below */
     uint64_t verdicts_read;
+    struct device_mask installed[CUDA_VERDICTS]; /* by epoch: what verdicts that are still unread may be about */
     bool forget; /* a void verdict was read, and the failure behind it is not forgotten yet */
 };
 

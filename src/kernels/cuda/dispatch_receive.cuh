@@ -6,7 +6,11 @@
 #ifndef CUDA_DISPATCH_RECEIVE_CUH
 #define CUDA_DISPATCH_RECEIVE_CUH
 
+#include "kernels/cuda/bulk.cuh"
 #include "kernels/cuda/dispatch_send.cuh"
+#include "kernels/cuda/operations.h"
+
+enum { RECEIVE_MAX_WARPS = OPERATIONS_MAX_THREADS / 32 };
 
 /* What a receiving block knows when the lines have come. In shared memory. */
 struct receiving {
@@ -208,35 +212,65 @@ __device__ __forceinline__ size_t slot_row(const struct cuda_launch &l, const st
     return (size_t)in->slot * rows + (size_t)(r->begin[in->slot * l.shape.ranks + rank] + in->index);
 }
 
-__device__ inline void fan_out_row(const struct cuda_launch &l, const struct turn *turn,
-                                   const struct dispatch_receive_args &args, const struct receiving *r, int rank,
-                                   const struct arrived_row *in)
+/* One array's row to where each lane wants it (`to`; NULL: nowhere): each piece is loaded once. */
+__device__ inline void spread_row(const unsigned char *from, size_t bytes, unsigned char *to)
 {
-    int lane = threadIdx.x & 31;
-    size_t to = in->slot < 0 ? 0 : slot_row(l, r, rank, in);
-    if (in->slot >= 0 && args.source)
-        write_source(args.source, to, rank, in->token);
-    for (unsigned routes = __ballot_sync(~0u, in->slot >= 0); routes; routes &= routes - 1) {
-        size_t out = __shfl_sync(~0u, to, __ffs(routes) - 1);
-        for (int a = 0; a < l.shape.arrays; a++) {
-            size_t bytes = l.shape.array[a].row_bytes;
-            const unsigned char *from = region_at(turn, turn->rank, l.shape.array[a].offset) + in->row * bytes;
-            if (args.output[a])
-                copy_row(args.output[a] + out * bytes, from, bytes, lane, 32);
-        }
+    for (unsigned wanted = __ballot_sync(~0u, to != NULL); wanted; wanted &= wanted - 1) {
+        auto place = (unsigned char *)__shfl_sync(~0u, (unsigned long long)to, __ffs(wanted) - 1);
+        copy_row(place, from, bytes, threadIdx.x & 31, 32);
     }
 }
 
-__device__ inline void take_row(const struct cuda_launch &l, const struct turn *turn,
-                                const struct dispatch_receive_args &args, int rank, const struct arrived_row *in)
+/* The same through the warp's stage, a stageful at a time. */
+__device__ inline void spread_bulk(struct bulk_stage *stage, const unsigned char *from, size_t bytes, unsigned char *to)
 {
-    int lane = threadIdx.x & 31;
+    for (size_t at = 0; at < bytes; at += stage->bytes) {
+        uint32_t part = bytes - at < stage->bytes ? (uint32_t)(bytes - at) : stage->bytes;
+        bulk_reuse();
+        bulk_load(stage, from + at, part);
+        bulk_wait(stage);
+        bulk_store(stage, to ? to + at : NULL, part);
+    }
+}
+
+/* A row's arrays to output row `row` of each lane with `wanted`. Short rows are not worth the engine's while. */
+__device__ inline void spread_arrays(const struct cuda_launch &l, const struct turn *turn,
+                                     const struct dispatch_receive_args &args, const struct arrived_row *in,
+                                     bool wanted, size_t row, struct bulk_stage *stage)
+{
+    enum { SHORT_BYTES = 1024 };
     for (int a = 0; a < l.shape.arrays; a++) {
         size_t bytes = l.shape.array[a].row_bytes;
         const unsigned char *from = region_at(turn, turn->rank, l.shape.array[a].offset) + in->row * bytes;
-        if (args.output[a])
-            copy_row(args.output[a] + in->row * bytes, from, bytes, lane, 32);
+        if (!args.output[a])
+            continue;
+        unsigned char *to = wanted ? args.output[a] + row * bytes : NULL;
+        if (bytes >= SHORT_BYTES && bulk_can(copy_bits(args.output[a]) | bytes))
+            spread_bulk(stage, from, bytes, to);
+        else
+            spread_row(from, bytes, to);
     }
+}
+
+/* Expert-major: to a row for each route; lanes are routes. */
+__device__ inline void fan_out_row(const struct cuda_launch &l, const struct turn *turn,
+                                   const struct dispatch_receive_args &args, const struct receiving *r, int rank,
+                                   const struct arrived_row *in, struct bulk_stage *stage)
+{
+    bool routed = in->slot >= 0;
+    size_t row = routed ? slot_row(l, r, rank, in) : 0;
+    spread_arrays(l, turn, args, in, routed, row, stage);
+    if (routed && args.source)
+        write_source(args.source, row, rank, in->token);
+}
+
+/* Rank-major: to the one row that it has in the output too. */
+__device__ inline void take_row(const struct cuda_launch &l, const struct turn *turn,
+                                const struct dispatch_receive_args &args, int rank, const struct arrived_row *in,
+                                struct bulk_stage *stage)
+{
+    int lane = threadIdx.x & 31;
+    spread_arrays(l, turn, args, in, lane == 0, in->row, stage);
     if (lane < l.shape.topk) {
         args.slots[in->row * (size_t)l.shape.topk + (size_t)lane] = in->slot;
         args.weights[in->row * (size_t)l.shape.topk + (size_t)lane] = in->weight;
@@ -249,9 +283,9 @@ __device__ inline void take_row(const struct cuda_launch &l, const struct turn *
 template <bool FT>
 __device__ inline void receive_rows(const struct cuda_launch &l, const struct turn *turn,
                                     const struct dispatch_receive_args &args, const struct receiving *r, int block,
-                                    int blocks)
+                                    int blocks, struct bulk_stage *stage)
 {
-    int warps = blockDim.x / 32, ranks = turn->ranks;
+    int warps = l.plan.receive_warps, ranks = turn->ranks;
     int64_t all = (int64_t)r->most_rows * ranks;
     for (int64_t i = block * warps + threadIdx.x / 32; i < all; i += (int64_t)blocks * warps) {
         int rank = (int)(i % ranks);
@@ -262,20 +296,24 @@ __device__ inline void receive_rows(const struct cuda_launch &l, const struct tu
         if (!await_row<FT>(l, turn, r, rank, j, &in))
             return;
         if (l.shape.expert_major)
-            fan_out_row(l, turn, args, r, rank, &in);
+            fan_out_row(l, turn, args, r, rank, &in, stage);
         else
-            take_row(l, turn, args, rank, &in);
+            take_row(l, turn, args, rank, &in, stage);
     }
 }
 
+/* As many warps as there are stages; the table of first rows lies before those. */
 template <bool FT>
 __device__ inline void receive_block(const struct cuda_launch &l, const struct turn *turn,
-                                     const struct dispatch_receive_args &args, int32_t *begin, int block, int blocks)
+                                     const struct dispatch_receive_args &args, unsigned char *shared, int block,
+                                     int blocks)
 {
     __shared__ struct receiving r;
+    __shared__ uint64_t barriers[RECEIVE_MAX_WARPS];
+    int warp = threadIdx.x / 32;
     if (threadIdx.x == 0) {
         r.most_rows = 0;
-        r.begin = begin;
+        r.begin = (int32_t *)shared;
     }
     __syncthreads();
     if (!await_lines<FT>(l, turn, &r))
@@ -284,7 +322,13 @@ __device__ inline void receive_block(const struct cuda_launch &l, const struct t
         return;
     if (block == 0)
         write_summary(l, turn, args, &r);
-    receive_rows<FT>(l, turn, args, &r, block, blocks);
+    if (warp >= l.plan.receive_warps)
+        return;
+    struct bulk_stage stage;
+    bulk_open(&stage, shared + l.plan.table_bytes + (size_t)warp * l.plan.stage_bytes, (uint32_t)l.plan.stage_bytes,
+              &barriers[warp]);
+    receive_rows<FT>(l, turn, args, &r, block, blocks, &stage);
+    bulk_close();
 }
 
 #endif

@@ -27,38 +27,43 @@ struct send_plan {
 };
 
 /* Whether an entry may stand there: -1, or a slot that exists, is not named twice, and is active or may be dropped. */
-__device__ inline bool plan_allows(const struct route_input &in, bool masked, int32_t token, int32_t k)
+__device__ __forceinline__ bool plan_allows(const struct route_input &in, bool masked, const struct route &r)
 {
-    int64_t slot = route_id(in, token, k);
-    if (slot == -1)
-        return true;
-    if (slot < -1 || slot >= in.slots)
-        return false;
-    for (int32_t before = 0; before < k; before++)
-        if (route_id(in, token, before) == slot)
-            return false;
-    return masked || turn_has(in.turn, (int)slot / in.slots_per_rank);
+    return r.id == -1 || (r.id >= 0 && r.id < in.slots && !r.again && (masked || r.slot >= 0));
+}
+
+/* The ranks that a token's routes go to, in each of its lanes. */
+__device__ __forceinline__ muster_mask plan_ranks(const struct route &r, int lanes)
+{
+    muster_mask ranks = {{0, 0}};
+    if (r.slot >= 0)
+        ranks.word[r.rank >> 6] = UINT64_C(1) << (r.rank & 63);
+    for (int other = 1; other < lanes; other *= 2) {
+        ranks.word[0] |= __shfl_xor_sync(~0u, ranks.word[0], other);
+        ranks.word[1] |= __shfl_xor_sync(~0u, ranks.word[1], other);
+    }
+    return ranks;
 }
 
 /* X7: a route to an inactive rank becomes -1 and is reported, and nobody renormalises what is left. */
-__device__ inline void plan_token(const struct cuda_launch &l, const struct route_input &in, int32_t token,
+__device__ inline void plan_route(const struct cuda_launch &l, const struct route_input &in, const struct route &r,
                                   struct send_plan *plan)
 {
-    int32_t dropped = 0;
-    muster_mask ranks = route_count(in, plan->counts, token);
-    l.own.token_ranks[2 * (size_t)token] = ranks.word[0];
-    l.own.token_ranks[2 * (size_t)token + 1] = ranks.word[1];
-    for (int32_t k = 0; k < in.topk; k++) {
-        size_t route = (size_t)token * (size_t)in.topk + (size_t)k;
-        int32_t slot = route_slot(in, token, k);
-        l.own.token_slots[route] = slot;
-        l.own.token_weights[route] = slot < 0 ? 0.0f : route_weight(in, token, k);
-        dropped += slot < 0 && route_id(in, token, k) != -1;
-        if (!plan_allows(in, l.shape.masked, token, k))
-            atomicMin(&plan->bad, (unsigned long long)token << 32 | (unsigned)k);
+    muster_mask ranks = plan_ranks(r, route_lanes(in.topk));
+    route_count(plan->counts, r);
+    if (r.k >= in.topk || r.token >= in.send->tokens)
+        return;
+    size_t route = (size_t)r.token * (size_t)in.topk + (size_t)r.k;
+    l.own.token_slots[route] = r.slot;
+    l.own.token_weights[route] = r.slot < 0 ? 0.0f : route_weight(in, r.token, r.k);
+    if (r.k == 0) {
+        l.own.token_ranks[2 * (size_t)r.token] = ranks.word[0];
+        l.own.token_ranks[2 * (size_t)r.token + 1] = ranks.word[1];
     }
-    if (dropped)
-        atomicAdd(&plan->dropped, dropped);
+    if (!plan_allows(in, l.shape.masked, r))
+        atomicMin(&plan->bad, (unsigned long long)r.token << 32 | (unsigned)r.k);
+    else if (r.slot < 0 && r.id != -1)
+        atomicAdd(&plan->dropped, 1);
 }
 
 /* By all threads of the block: what one rank must know before it can lay out this rank's rows. */
@@ -114,8 +119,7 @@ __device__ inline void send_plan_block(const struct cuda_launch &l, const struct
     }
     route_clear(in, counts);
     __syncthreads();
-    for (int32_t token = threadIdx.x; token < send.tokens; token += blockDim.x)
-        plan_token(l, in, token, &plan);
+    route_each(in, send.tokens, [&](const struct route &r) { plan_route(l, in, r, &plan); });
     __syncthreads();
     if (threadIdx.x == 0 && send.dropped_routes)
         *send.dropped_routes = plan.dropped;
@@ -226,8 +230,7 @@ __device__ inline void send_push_block(const struct cuda_launch &l, const struct
         return;
     route_clear(in, counts);
     __syncthreads();
-    for (int32_t t = threadIdx.x; t < begin; t += blockDim.x)
-        route_count(in, counts, t);
+    route_each(in, begin, [&](const struct route &r) { route_count(counts, r); });
     for (int32_t t = begin; t < end; t++) {
         struct route_token *token = &tokens[t & 1];
         __syncthreads();

@@ -71,8 +71,7 @@ muster_status exchange_dispatch(struct device_exchange *exchange, const struct d
     struct device *device = exchange->device;
     struct cuda_launch launch = exchange_launch(exchange);
     launch.begins_step = begins_step;
-    launch.plan =
-        dispatch_plan(&exchange->shape, send ? send->tokens : exchange->shape.tokens, device->multiprocessors);
+    launch.plan = dispatch_plan(&exchange->shape, send ? send->tokens : exchange->shape.tokens, &device->limits);
     return device_check(device, dispatch_launch(&launch, send, receive, device->config.fault_tolerance, stream),
                         "muster_ep_dispatch");
 }
@@ -83,7 +82,7 @@ muster_status exchange_combine(struct device_exchange *exchange, const struct co
     struct device *device = exchange->device;
     struct cuda_launch launch = exchange_launch(exchange);
     launch.ends_step = ends_step;
-    launch.plan = combine_plan(&exchange->shape, tokens, device->multiprocessors);
+    launch.plan = combine_plan(&exchange->shape, tokens, &device->limits);
     return device_check(device, combine_launch(&launch, send, receive, tokens, device->config.fault_tolerance, stream),
                         "muster_ep_combine");
 }

@@ -39,12 +39,21 @@ struct cuda_arrays {
     float *token_weights; /* [T][K] */
 };
 
+/* What plans may use of a device. */
+struct cuda_limits {
+    int32_t multiprocessors;
+    int32_t shared_bytes; /* of a block */
+};
+
 /* How the blocks of a kernel share the work. */
 struct cuda_plan {
     int32_t send_blocks; /* the first ones of the grid push rows */
     int32_t receive_blocks; /* the others wait for rows */
     int32_t threads;
-    int32_t shared_bytes;
+    int32_t shared_bytes; /* dispatch, like the next three: a table of routes or of first rows, and stages behind it */
+    int32_t table_bytes;
+    int32_t stage_bytes; /* of each stage: a row on its way through a receiving warp */
+    int32_t receive_warps; /* of a receiving block, a stage each */
 };
 
 /* What every kernel of an exchange is launched with. */

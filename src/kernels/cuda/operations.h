@@ -21,11 +21,14 @@ enum { OPERATIONS_MAX_SLOTS = 16384 };
 enum { OPERATIONS_MAX_THREADS = 896 };
 
 /* How an operation on so many tokens of this rank (at most) shares the multiprocessors it may use. */
-struct cuda_plan dispatch_plan(const struct exchange_shape *shape, int32_t tokens, int32_t multiprocessors);
-struct cuda_plan combine_plan(const struct exchange_shape *shape, int32_t tokens, int32_t multiprocessors);
+struct cuda_plan dispatch_plan(const struct exchange_shape *shape, int32_t tokens, const struct cuda_limits *limits);
+struct cuda_plan combine_plan(const struct exchange_shape *shape, int32_t tokens, const struct cuda_limits *limits);
 
-/* To be called once per device before anything is launched there: loads the kernels and sets their limits. */
-cudaError_t dispatch_prepare(void);
+/*
+ * To be called once per device, the current one, before anything is launched there: loads the kernels and sets their
+ * limits. *shared_bytes: what a block of dispatch may be given.
+ */
+cudaError_t dispatch_prepare(int ordinal, int32_t *shared_bytes);
 cudaError_t combine_prepare(void);
 
 /* Either of send and receive may be NULL: then only the other half is launched. ft: see promise 10. */

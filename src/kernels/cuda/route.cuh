@@ -35,15 +35,6 @@ __device__ __forceinline__ float route_weight(const struct route_input &in, int3
     return ((const float *)(in.send->topk_weights.data + (size_t)token * in.send->topk_weights.stride))[k];
 }
 
-/* The slot that the route is sent to, or -1: none, out of range, or on a rank that takes no part (X7). */
-__device__ __forceinline__ int32_t route_slot(const struct route_input &in, int32_t token, int32_t k)
-{
-    int64_t slot = route_id(in, token, k);
-    if (slot < 0 || slot >= in.slots)
-        return -1;
-    return turn_has(in.turn, (int)slot / in.slots_per_rank) ? (int32_t)slot : -1;
-}
-
 __device__ inline void route_clear(const struct route_input &in, const struct route_counts &counts)
 {
     for (int i = threadIdx.x; i < in.slots; i += blockDim.x)
@@ -52,23 +43,65 @@ __device__ inline void route_clear(const struct route_input &in, const struct ro
         counts.rank[i] = 0;
 }
 
-/* Adds one token's routes to the counts; returns the ranks they go to. One thread. */
-__device__ inline muster_mask route_count(const struct route_input &in, const struct route_counts &counts,
-                                          int32_t token)
+/* One route, as the lane sees it that has it. Lanes of a token are neighbours. */
+struct route {
+    int32_t token, k;
+    int64_t id; /* as the caller gave it; -1: none */
+    int32_t slot; /* that it is sent to; -1: it is not sent */
+    int32_t rank; /* of the slot */
+    bool first; /* of the token's routes to that rank, in k order */
+    bool again; /* the id stands there twice */
+};
+
+/* A power of two: so many lanes have the routes of one token. */
+__device__ __forceinline__ int route_lanes(int32_t topk)
 {
-    muster_mask seen = {{0, 0}};
-    for (int32_t k = 0; k < in.topk; k++) {
-        int32_t slot = route_slot(in, token, k);
-        if (slot < 0)
-            continue;
-        int rank = slot / in.slots_per_rank;
-        uint64_t bit = UINT64_C(1) << (rank & 63);
-        atomicAdd(&counts.slot[slot], 1);
-        if (!(seen.word[rank >> 6] & bit))
-            atomicAdd(&counts.rank[rank], 1);
-        seen.word[rank >> 6] |= bit;
+    return topk <= 1 ? 1 : 1 << (32 - __clz(topk - 1));
+}
+
+/* The lanes before this one. */
+__device__ __forceinline__ unsigned route_lanes_before()
+{
+    return (1u << (threadIdx.x & 31)) - 1;
+}
+
+/* Fills in what the lane has; all lanes of a warp together. `group` tells the tokens of a warp apart. */
+__device__ __forceinline__ struct route route_look(const struct route_input &in, int32_t token, int32_t k, bool there,
+                                                   int group)
+{
+    struct route r = {token, k, -1, -1, 0, false, false};
+    if (there)
+        r.id = route_id(in, token, k);
+    if (r.id >= 0 && r.id < in.slots) {
+        r.rank = (int32_t)r.id / in.slots_per_rank;
+        r.slot = turn_has(in.turn, r.rank) ? (int32_t)r.id : -1;
     }
-    return seen;
+    int lane = threadIdx.x & 31;
+    unsigned same_rank = __match_any_sync(~0u, r.slot < 0 ? -1 - lane : group << 8 | r.rank);
+    unsigned same_id = __match_any_sync(~0u, r.id < 0 || r.id >= in.slots ? -1 - lane : group << 16 | (int32_t)r.id);
+    r.first = r.slot >= 0 && !(same_rank & route_lanes_before());
+    r.again = same_id & route_lanes_before();
+    return r;
+}
+
+/* Calls visit(route) for every route of the tokens before `end`, by all threads of a block, warps in step. */
+template <typename Visit>
+__device__ __forceinline__ void route_each(const struct route_input &in, int32_t end, Visit visit)
+{
+    int lanes = route_lanes(in.topk), lane = threadIdx.x & 31, group = lane / lanes;
+    int32_t k = lane % lanes, tokens = 32 / lanes, step = (int32_t)(blockDim.x / 32) * tokens;
+    for (int32_t base = (int32_t)(threadIdx.x / 32) * tokens; base < end; base += step) {
+        int32_t token = base + group;
+        visit(route_look(in, token, k, token < end && k < in.topk, group));
+    }
+}
+
+__device__ __forceinline__ void route_count(const struct route_counts &counts, const struct route &r)
+{
+    if (r.slot >= 0)
+        atomicAdd(&counts.slot[r.slot], 1);
+    if (r.first)
+        atomicAdd(&counts.rank[r.rank], 1);
 }
 
 /* One token as it is sent: its routes, and the ranks that get a row of it. In shared memory, filled by one warp. */
@@ -81,33 +114,22 @@ struct route_token {
     int32_t row[MUSTER_EP_MAX_TOPK]; /* which of its rows */
 };
 
-/* The lanes before this one. */
-__device__ __forceinline__ unsigned route_lanes_before()
-{
-    return (1u << (threadIdx.x & 31)) - 1;
-}
-
 /* Takes the token's places from the counts over all tokens before it, and counts it. One warp; a lane is a route. */
 __device__ inline void route_place(const struct route_input &in, const struct route_counts &counts, int32_t token,
                                    struct route_token *out)
 {
     int lane = threadIdx.x & 31;
-    int32_t slot = lane < in.topk ? route_slot(in, token, lane) : -1;
-    int32_t rank = slot < 0 ? -1 - lane : slot / in.slots_per_rank; /* lanes without a route match nobody */
-    unsigned same = __match_any_sync(~0u, rank);
-    bool first = slot >= 0 && !(same & route_lanes_before());
-    unsigned firsts = __ballot_sync(~0u, first);
-    int32_t row = first ? counts.rank[rank] : 0;
+    struct route r = route_look(in, token, lane, lane < in.topk, 0);
+    unsigned firsts = __ballot_sync(~0u, r.first);
     if (lane < in.topk) {
-        out->slot[lane] = slot;
-        out->index[lane] = slot < 0 ? 0 : counts.slot[slot]++;
-        out->weight[lane] = slot < 0 ? 0.0f : route_weight(in, token, lane);
+        out->slot[lane] = r.slot;
+        out->index[lane] = r.slot < 0 ? 0 : counts.slot[r.slot]++;
+        out->weight[lane] = r.slot < 0 ? 0.0f : route_weight(in, token, lane);
     }
-    if (first) {
+    if (r.first) {
         int i = __popc(firsts & route_lanes_before());
-        out->rank[i] = rank;
-        out->row[i] = row;
-        counts.rank[rank] = row + 1;
+        out->rank[i] = r.rank;
+        out->row[i] = counts.rank[r.rank]++;
     }
     if (lane == 0)
         out->destinations = __popc(firsts);

@@ -96,12 +96,12 @@ __device__ bool turn_enter(const struct cuda_launch &l, enum turn_operation oper
     return turn->live;
 }
 
-/* Tells every peer how far this rank's step is: see struct region_header. Stored after all that the kernel did. */
+/* Tells every peer how far this rank's step is: see struct region_header. Orders nothing by itself. */
 __device__ inline void turn_publish_step(const struct cuda_view *view, uint64_t word)
 {
     for (int r = 0; r < view->ranks; r++)
         if (view->mask.word[r >> 6] >> (r & 63) & 1)
-            flag_raise((uint64_t *)(view->peers[r] + (size_t)view->rank * 64), word);
+            word_store((uint64_t *)(view->peers[r] + (size_t)view->rank * 64), word);
 }
 
 __device__ inline void turn_publish_begun(const struct cuda_launch &l, const struct turn *turn)
@@ -126,16 +126,20 @@ __device__ inline void step_note_ended(struct cuda_control *control, struct cuda
 {
     struct cuda_step *step = &control->step;
     struct cuda_verdict *v = &mailbox->verdict[(step->total - 1) % CUDA_VERDICTS];
-    uint64_t failure = word_look(&control->failure);
-    if (step->epoch != 0 && step->epoch == live_epoch) /* a word of an older epoch could replace one of a newer */
+    uint64_t failure = word_look(&control->failure), word = step->total << CUDA_VERDICT_STEP_SHIFT | step->epoch;
+    if (step->epoch != 0 && step->epoch == live_epoch) { /* a word of an older epoch could replace one of a newer */
+        __threadfence_system(); /* X3: the flags of the step are seen before its end is */
         turn_publish_step(&control->view, turn_stamp(step->epoch, 2 * step->number + 2));
-    v->failure = failure;
-    v->failure_detail = control->failure_detail;
-    v->epoch = step->epoch;
-    v->mask = control->view.mask;
+    }
     step->open = 0;
     word_store(&mailbox->step_open, (uint64_t)step->epoch << 1);
-    flag_raise(&v->step, step->total);
+    if (failure == 0) {
+        word_store(&v->word, word);
+        return;
+    }
+    v->failure = failure;
+    v->failure_detail = control->failure_detail;
+    flag_raise(&v->word, word | CUDA_VERDICT_VOID);
 }
 
 /* The last block of a kernel has all the others' stores before it: it alone changes what the next kernel reads. */

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * Rows through shared memory by the bulk copy engine (sm_90 and newer): one thread asks for a whole row, and the engine
+ * moves it while the thread does something else. On older devices a warp copies instead; the calls are the same.
+ *
+ * A stage is a piece of shared memory that one warp uses for one row after the other.
+ */
+#ifndef CUDA_BULK_CUH
+#define CUDA_BULK_CUH
+
+#include "kernels/cuda/copy.cuh"
+
+struct bulk_stage {
+    unsigned char *memory; /* 16-byte aligned */
+    uint32_t bytes; /* a multiple of 16 */
+    uint64_t *barrier; /* in shared memory; counts the bytes that have come */
+    uint32_t phase; /* of the barrier's next completion */
+};
+
+__device__ __forceinline__ uint32_t bulk_shared(const void *address)
+{
+    return (uint32_t)__cvta_generic_to_shared(address);
+}
+
+/* The whole warp, once per kernel. */
+__device__ __forceinline__ void bulk_open(struct bulk_stage *stage, unsigned char *memory, uint32_t bytes,
+                                          uint64_t *barrier)
+{
+    *stage = {memory, bytes, barrier, 0};
+#if __CUDA_ARCH__ >= 900
+    if ((threadIdx.x & 31) == 0) {
+        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(bulk_shared(barrier)) : "memory");
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+#endif
+    __syncwarp();
+}
+
+/* Whether the engine can move it: it takes multiples of 16 bytes, from and to multiples of 16. */
+__device__ __forceinline__ bool bulk_can(uintptr_t bits)
+{
+    return (bits & 15) == 0;
+}
+
+/*
+ * Begins to load `bytes` (at most the stage's) that a peer has stored, and whose flag a thread of this warp has read: the
+ * engine is a reader of its own, which a fence makes see what this thread sees. What was stored from the stage before has
+ * left it (bulk_reuse()).
+ */
+__device__ __forceinline__ void bulk_load(struct bulk_stage *stage, const unsigned char *from, uint32_t bytes)
+{
+#if __CUDA_ARCH__ >= 900
+    if ((threadIdx.x & 31) != 0)
+        return;
+    uint32_t barrier = bulk_shared(stage->barrier);
+    asm volatile("fence.proxy.async;" ::: "memory");
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                     bulk_shared(stage->memory)),
+                 "l"(from), "r"(bytes), "r"(barrier)
+                 : "memory");
+#else
+    copy_row(stage->memory, from, bytes, threadIdx.x & 31, 32);
+#endif
+}
+
+/* Waits for what bulk_load() has begun; the whole warp. It comes: nothing but this device's memory is waited for. */
+__device__ __forceinline__ void bulk_wait(struct bulk_stage *stage)
+{
+#if __CUDA_ARCH__ >= 900
+    uint32_t barrier = bulk_shared(stage->barrier), come = 0;
+    while (!come)
+        asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                     : "=r"(come)
+                     : "r"(barrier), "r"(stage->phase)
+                     : "memory");
+    stage->phase ^= 1;
+#endif
+    __syncwarp();
+}
+
+/* Begins to store what is in the stage; each lane that has a place for it. All lanes of the warp call. */
+__device__ __forceinline__ void bulk_store(const struct bulk_stage *stage, unsigned char *to, uint32_t bytes)
+{
+#if __CUDA_ARCH__ >= 900
+    if (to)
+        asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to),
+                     "r"(bulk_shared(stage->memory)), "r"(bytes)
+                     : "memory");
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+#else
+    for (int lane = 0; lane < 32; lane++) {
+        unsigned char *place = (unsigned char *)__shfl_sync(~0u, (unsigned long long)to, lane);
+        if (place)
+            copy_row(place, stage->memory, bytes, threadIdx.x & 31, 32);
+    }
+#endif
+}
+
+/* Waits until the stage may be written again. The whole warp. */
+__device__ __forceinline__ void bulk_reuse()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+#endif
+    __syncwarp();
+}
+
+/* Waits until everything that this thread has begun to store is stored. */
+__device__ __forceinline__ void bulk_close()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+#endif
+}
+
+#endif
