@@ -46,6 +46,8 @@ struct cuda_plan combine_plan(const struct exchange_shape *shape, int32_t tokens
     size_t pieces = shape->result_bytes / SUM_PIECE;
     struct cuda_plan plan = {};
     plan.send_blocks = multiprocessors > 3 ? multiprocessors - third : 1;
+    if (plan.send_blocks > shape->tokens * shape->ranks)
+        plan.send_blocks = shape->tokens * shape->ranks;
     plan.receive_blocks = tokens < third ? (tokens > 0 ? tokens : 1) : third;
     plan.threads = pieces <= 128 ? 128 : (int32_t)((pieces + 31) / 32 * 32);
     plan.threads = plan.threads < OPERATIONS_MAX_THREADS ? plan.threads : OPERATIONS_MAX_THREADS;
@@ -54,9 +56,17 @@ struct cuda_plan combine_plan(const struct exchange_shape *shape, int32_t tokens
 
 cudaError_t combine_prepare(void)
 {
-    struct cudaFuncAttributes attributes;
-    cudaError_t error = cudaFuncGetAttributes(&attributes, (const void *)combine_kernel<true>);
-    return error == cudaSuccess ? cudaFuncGetAttributes(&attributes, (const void *)combine_kernel<false>) : error;
+    const void *kernels[] = {(const void *)combine_kernel<true>, (const void *)combine_kernel<false>};
+    for (const void *kernel : kernels) {
+        cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                                 cudaSharedmemCarveoutMaxShared); /* what dispatch has left, it finds */
+        struct cudaFuncAttributes attributes;
+        if (error == cudaSuccess)
+            error = cudaFuncGetAttributes(&attributes, kernel); /* loads it */
+        if (error != cudaSuccess)
+            return error;
+    }
+    return cudaSuccess;
 }
 
 static enum turn_operation combine_operation(bool sends, bool receives)

@@ -55,7 +55,7 @@ __device__ inline void find_ranks(const struct cuda_launch &l, const struct turn
 }
 
 /* What is added up for a token. One warp. */
-__device__ inline void find_parts(const struct cuda_launch &l, const struct turn *turn, int32_t token,
+__device__ inline void find_token(const struct cuda_launch &l, const struct turn *turn, int32_t token,
                                   struct sum_parts *parts)
 {
     parts->aligned = true; /* rows at home are multiples of 16 bytes */
@@ -101,7 +101,7 @@ __device__ inline void add_up_tokens(const struct cuda_launch &l, const struct t
         int32_t mine = first + (int32_t)threadIdx.x / 32 * blocks;
         __syncthreads(); /* the tokens before are added up */
         if (threadIdx.x / 32 < ahead && mine < tokens)
-            find_parts(l, turn, mine, &parts[threadIdx.x / 32]);
+            find_token(l, turn, mine, &parts[threadIdx.x / 32]);
         __syncthreads();
         for (int32_t n = 0; n < ahead && first + n * blocks < tokens; n++) {
             int32_t token = first + n * blocks;

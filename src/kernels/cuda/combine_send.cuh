@@ -38,56 +38,69 @@ __device__ __forceinline__ const unsigned char *rank_row(const struct cuda_launc
     return region_at(turn, turn->rank, l.shape.results) + row_at(l.shape, rank, j) * l.shape.result_bytes;
 }
 
-/* The routes of a row as its source stored them; a lane is a route. They are checked before they are used (X9). */
-__device__ inline void take_routes(const struct cuda_launch &l, const struct turn *turn,
-                                   const struct combine_send_args &send, int rank, size_t row, struct returned_row *out)
+/* What the source of a row has stored beside it, as it is: a lane is a route. */
+struct stored_row {
+    int32_t token, slot, index;
+    float weight;
+};
+
+/* All loads are under way before the first is used. */
+__device__ inline struct stored_row load_row(const struct cuda_launch &l, const struct turn *turn, size_t row)
 {
     const struct exchange_shape &shape = l.shape;
     int lane = threadIdx.x & 31;
     size_t route = row * (size_t)shape.topk + (size_t)lane;
-    bool has = lane < shape.topk;
-    int32_t slot = has ? ((const volatile int32_t *)region_at(turn, turn->rank, shape.row_slot))[route] : -1;
-    int32_t index = has ? ((const volatile int32_t *)region_at(turn, turn->rank, shape.row_index))[route] : 0;
-    bool good = slot >= -1 && slot < shape.slots && index >= 0 && index < l.own.rows_from[rank];
-    bool sent = good && slot >= 0;
-    const unsigned char *from = sent ? expert_row(l, send, rank, slot, index) : NULL;
+    struct stored_row in = {0, -1, 0, 0.0f};
+    in.token = ((const volatile int32_t *)region_at(turn, turn->rank, shape.row_token))[row];
+    if (!shape.expert_major || lane >= shape.topk)
+        return in;
+    in.slot = ((const volatile int32_t *)region_at(turn, turn->rank, shape.row_slot))[route];
+    in.index = ((const volatile int32_t *)region_at(turn, turn->rank, shape.row_index))[route];
+    in.weight = ((const volatile float *)region_at(turn, turn->rank, shape.row_weight))[route];
+    return in;
+}
+
+/* Where the caller's rows for it are: one for each route, in k order. */
+__device__ inline void find_parts(const struct cuda_launch &l, const struct combine_send_args &send, int rank,
+                                  const struct stored_row &in, struct returned_row *out)
+{
+    int lane = threadIdx.x & 31;
+    bool sent = in.slot >= 0;
+    const unsigned char *from = sent ? expert_row(l, send, rank, in.slot, in.index) : NULL;
     unsigned routes = __ballot_sync(~0u, sent);
-    bool aligned = __all_sync(~0u, copy_width(copy_bits(from)) == 16), all_good = __all_sync(~0u, good);
+    bool aligned = __all_sync(~0u, copy_width(copy_bits(from)) == 16);
     if (sent) {
         int part = __popc(routes & ((1u << lane) - 1));
         out->parts.row[part] = from;
-        out->parts.weight[part] = ((const volatile float *)region_at(turn, turn->rank, shape.row_weight))[route];
+        out->parts.weight[part] = in.weight;
         out->k[part] = lane;
     }
     if (lane == 0) {
         out->parts.count = __popc(routes);
         out->parts.aligned = aligned;
-        out->good = all_good;
     }
 }
 
-/* One warp finds out about row j of a rank, if it is there. */
+/* One warp finds out about row j of a rank, if it is there. What was stored is checked before it is used (X9). */
 __device__ inline void find_row(const struct cuda_launch &l, const struct turn *turn,
-                                const struct combine_send_args &send, int rank, int32_t j, bool there,
+                                const struct combine_send_args &send, int rank, int32_t j, int32_t rows,
                                 struct returned_row *out)
 {
     if ((threadIdx.x & 31) == 0)
-        out->there = there;
-    if (!there)
+        out->there = j < rows;
+    if (j >= rows)
         return;
-    size_t row = row_at(l.shape, rank, j);
-    if (l.shape.expert_major)
-        take_routes(l, turn, send, rank, row, out);
-    __syncwarp();
+    struct stored_row in = load_row(l, turn, row_at(l.shape, rank, j));
+    bool good = in.token >= 0 && in.token < l.shape.tokens && in.slot >= -1 && in.slot < l.shape.slots;
+    good = __all_sync(~0u, good && in.index >= 0 && in.index < rows);
+    if (good && l.shape.expert_major)
+        find_parts(l, send, rank, in, out);
     if ((threadIdx.x & 31) != 0)
         return;
-    out->token = ((const volatile int32_t *)region_at(turn, turn->rank, l.shape.row_token))[row];
-    if (!l.shape.expert_major)
-        out->good = true;
-    if (out->good && out->token >= 0 && out->token < l.shape.tokens)
-        return;
-    out->good = false;
-    turn_fail(l, MUSTER_REASON_VALUE, MUSTER_PHASE_COMBINE, rank, turn->epoch, (uint32_t)out->token);
+    out->token = in.token;
+    out->good = good;
+    if (!good)
+        turn_fail(l, MUSTER_REASON_VALUE, MUSTER_PHASE_COMBINE, rank, turn->epoch, (uint32_t)in.token);
 }
 
 __device__ inline void return_row(const struct cuda_launch &l, const struct turn *turn,
@@ -119,14 +132,6 @@ __device__ inline void raise_combine_lines(const struct cuda_launch &l, const st
             flag_raise(&line_at(turn, rank, l.shape.combine_line, turn->rank)->flag, turn->stamp);
 }
 
-/* Which row a block returns in its n-th turn; false: it has no more. */
-__device__ __forceinline__ bool nth_row(const struct cuda_launch &l, int64_t n, int *rank, int32_t *j)
-{
-    *rank = (int)(n % l.shape.ranks);
-    *j = (int32_t)(n / l.shape.ranks);
-    return *j < l.shape.tokens;
-}
-
 /*
  * Credit to store at home (X4): every active rank's dispatch line of this pair has been read, and a rank raises it when
  * the combine of the pair before, which read what lay there, is over. The flag comes after the row: all threads have
@@ -139,27 +144,27 @@ __device__ inline void send_rows_home(const struct cuda_launch &l, const struct 
                                       const struct combine_send_args &send, int block, int blocks)
 {
     __shared__ struct returned_row rows[RETURN_ROWS];
-    int warp = threadIdx.x / 32, rank;
-    int32_t j, ahead = (int32_t)blockDim.x / 32 < RETURN_ROWS ? (int32_t)blockDim.x / 32 : RETURN_ROWS;
-    for (int64_t first = block; nth_row(l, first, &rank, &j); first += (int64_t)ahead * blocks) {
+    int32_t ranks = turn->ranks, all = l.shape.tokens * ranks; /* at most 2^23: row 0 of every rank, row 1, ... */
+    int32_t warp = (int32_t)threadIdx.x / 32, warps = (int32_t)blockDim.x / 32;
+    int32_t ahead = warps < RETURN_ROWS ? warps : RETURN_ROWS;
+    for (int32_t first = block; first < all; first += ahead * blocks) {
+        int32_t mine = first + warp * blocks;
         __syncthreads(); /* the rows before are returned */
-        if (warp < ahead) {
-            bool there = nth_row(l, first + (int64_t)warp * blocks, &rank, &j);
-            find_row(l, turn, send, rank, j, there && j < l.own.rows_from[rank], &rows[warp]);
-        }
+        if (warp < ahead)
+            find_row(l, turn, send, mine % ranks, mine / ranks, mine < all ? l.own.rows_from[mine % ranks] : 0,
+                     &rows[warp]);
         __syncthreads();
-        for (int n = 0; n < ahead; n++) {
-            struct returned_row *row = &rows[n];
-            if (!row->there)
+        for (int32_t n = 0; n < ahead; n++) {
+            int32_t i = first + n * blocks, rank = i % ranks;
+            if (!rows[n].there)
                 continue;
-            if (!row->good)
+            if (!rows[n].good)
                 return;
-            nth_row(l, first + (int64_t)n * blocks, &rank, &j);
-            return_row(l, turn, send, rank, j, row);
+            return_row(l, turn, send, rank, i / ranks, &rows[n]);
             __syncthreads();
             uint64_t *flag = (uint64_t *)region_at(turn, rank, l.shape.arrived_flag);
             if (threadIdx.x == 0)
-                flag_raise(flag + row_at(l.shape, turn->rank, row->token), turn->stamp);
+                flag_raise(flag + row_at(l.shape, turn->rank, rows[n].token), turn->stamp);
         }
     }
 }

@@ -52,7 +52,8 @@ static int32_t round_up(size_t bytes, size_t unit)
 /* So many stages as fit behind the table, each for a row of the longest array if that is not too long. */
 static void plan_stages(const struct exchange_shape *shape, int32_t shared_bytes, struct cuda_plan *plan)
 {
-    size_t longest = 16, entries = (size_t)shape->ranks * (size_t)shape->slots + MUSTER_MAX_RANKS;
+    size_t longest = 16, ranks = (size_t)shape->ranks, slots = (size_t)shape->slots;
+    size_t entries = ranks * slots + (slots > MUSTER_MAX_RANKS ? slots : MUSTER_MAX_RANKS);
     for (int a = 0; a < shape->arrays; a++)
         longest = shape->array[a].row_bytes > longest ? shape->array[a].row_bytes : longest;
     plan->table_bytes = round_up(entries * sizeof(int32_t), 128);
@@ -66,11 +67,11 @@ static void plan_stages(const struct exchange_shape *shape, int32_t shared_bytes
 struct cuda_plan dispatch_plan(const struct exchange_shape *shape, int32_t tokens, const struct cuda_limits *limits)
 {
     int32_t half = limits->multiprocessors > 3 ? limits->multiprocessors / 2 : 2;
-    int32_t pushing = tokens < half - 1 ? tokens : half - 1;
+    int32_t pushing = tokens < half - 1 ? tokens : half - 1, rows = shape->tokens * shape->ranks;
     size_t pieces = shape->array[0].row_bytes / 16;
     struct cuda_plan plan = {};
     plan.send_blocks = 1 + (pushing > 0 ? pushing : 1);
-    plan.receive_blocks = half;
+    plan.receive_blocks = rows < half ? rows : half;
     plan.threads = pieces >= 768 ? OPERATIONS_MAX_THREADS : pieces >= 256 ? 512 : 256;
     plan_stages(shape, limits->shared_bytes, &plan);
     return plan;

@@ -16,7 +16,7 @@ enum { RECEIVE_MAX_WARPS = OPERATIONS_MAX_THREADS / 32 };
 struct receiving {
     int32_t rows[MUSTER_MAX_RANKS]; /* from each rank */
     int32_t most_rows; /* from any of them */
-    int32_t *begin; /* [S][R] expert-major: first row of a source within a slot */
+    int32_t *begin; /* [S][R + 1] expert-major: see first_row() */
 };
 
 /* ---------------------------------------------------------------------------------------------------------- the lines */
@@ -64,22 +64,50 @@ __device__ __forceinline__ const int32_t *slot_counts(const struct cuda_launch &
     return (const int32_t *)region_at(turn, turn->rank, l.shape.slot_counts) + rank * l.shape.slots;
 }
 
-/* Rows of a slot lie by (source, token), packed: a source's begin where those of the ranks before it end. */
+/* Where the rows of slot s begin that came from `rank`; with rank == ranks, where they all end. */
+__device__ __forceinline__ int32_t &first_row(const struct receiving *r, int ranks, int32_t s, int rank)
+{
+    return r->begin[s * (ranks + 1) + rank];
+}
+
+/* X9: a source cannot have more rows in a slot than it has sent rows. */
+__device__ inline bool accept_count(const struct cuda_launch &l, const struct turn *turn, const struct receiving *r,
+                                    int rank, int32_t count)
+{
+    if (count >= 0 && count <= r->rows[rank])
+        return true;
+    turn_fail(l, MUSTER_REASON_VALUE, MUSTER_PHASE_DISPATCH, rank, turn->epoch, (uint32_t)count);
+    return false;
+}
+
+/*
+ * Rows of a slot lie by (source, token), packed: a source's begin where those of the ranks before it end. A thread has a
+ * slot, and loads what several ranks say of it at once.
+ */
 __device__ inline bool lay_out_slots(const struct cuda_launch &l, const struct turn *turn, struct receiving *r)
 {
+    enum { FLIGHT = 8 };
     bool good = true;
     for (int32_t s = threadIdx.x; s < l.shape.slots; s += blockDim.x) {
         int32_t next = 0;
-        for (int rank = 0; rank < turn->ranks; rank++) {
-            int32_t count = r->rows[rank] ? ((const volatile int32_t *)slot_counts(l, turn, rank))[s] : 0;
-            r->begin[s * turn->ranks + rank] = next;
-            if (count < 0 || count > r->rows[rank]) { /* X9 */
-                turn_fail(l, MUSTER_REASON_VALUE, MUSTER_PHASE_DISPATCH, rank, turn->epoch, (uint32_t)count);
-                good = false;
-                count = 0;
+        for (int base = 0; base < turn->ranks; base += FLIGHT) {
+            int32_t count[FLIGHT];
+#pragma unroll
+            for (int i = 0; i < FLIGHT; i++)
+                count[i] = base + i < turn->ranks && r->rows[base + i]
+                               ? ((const volatile int32_t *)slot_counts(l, turn, base + i))[s]
+                               : 0;
+#pragma unroll
+            for (int i = 0; i < FLIGHT; i++) {
+                if (base + i >= turn->ranks)
+                    break;
+                first_row(r, turn->ranks, s, base + i) = next;
+                bool possible = accept_count(l, turn, r, base + i, count[i]);
+                good = good && possible;
+                next += possible ? count[i] : 0;
             }
-            next += count;
         }
+        first_row(r, turn->ranks, s, turn->ranks) = next;
     }
     return __syncthreads_and(good);
 }
@@ -92,12 +120,12 @@ __device__ inline void write_ranges(const struct cuda_launch &l, const struct tu
     int ranks = turn->ranks;
     for (int32_t i = threadIdx.x; i < l.shape.slots * ranks; i += blockDim.x) {
         int32_t s = i / ranks, rank = i % ranks;
-        int32_t count = r->rows[rank] ? ((const volatile int32_t *)slot_counts(l, turn, rank))[s] : 0;
-        l.own.slot_begin[i] = r->begin[i];
+        int32_t begin = first_row(r, ranks, s, rank), end = first_row(r, ranks, s, rank + 1);
+        l.own.slot_begin[i] = begin;
         if (args.ranges)
-            args.ranges[i] = (int64_t)r->begin[i] << 32 | count;
+            args.ranges[i] = (int64_t)begin << 32 | (end - begin);
         if (rank == ranks - 1)
-            args.counts[s] = r->begin[i] + count;
+            args.counts[s] = end;
     }
 }
 
@@ -124,10 +152,8 @@ __device__ inline void pad_sources(const struct cuda_launch &l, const struct tur
                                    const struct dispatch_receive_args &args, const struct receiving *r)
 {
     size_t rows = (size_t)l.shape.ranks * (size_t)l.shape.tokens;
-    int last = turn->ranks - 1;
     for (int32_t s = 0; s < l.shape.slots; s++) {
-        int32_t count = r->rows[last] ? ((const volatile int32_t *)slot_counts(l, turn, last))[s] : 0;
-        size_t used = (size_t)(r->begin[s * turn->ranks + last] + count);
+        size_t used = (size_t)first_row(r, turn->ranks, s, turn->ranks);
         for (size_t i = 2 * ((size_t)s * rows + used) + threadIdx.x; i < 2 * ((size_t)s + 1) * rows; i += blockDim.x)
             args.source[i] = args.invalid_id;
     }
@@ -209,7 +235,7 @@ __device__ __forceinline__ size_t slot_row(const struct cuda_launch &l, const st
                                            const struct arrived_row *in)
 {
     size_t rows = (size_t)l.shape.ranks * (size_t)l.shape.tokens;
-    return (size_t)in->slot * rows + (size_t)(r->begin[in->slot * l.shape.ranks + rank] + in->index);
+    return (size_t)in->slot * rows + (size_t)(first_row(r, l.shape.ranks, in->slot, rank) + in->index);
 }
 
 /* One array's row to where each lane wants it (`to`; NULL: nowhere): each piece is loaded once. */
@@ -279,17 +305,15 @@ __device__ inline void take_row(const struct cuda_launch &l, const struct turn *
         write_source(args.source, in->row, rank, in->token);
 }
 
-/* Rows 0 of all ranks, rows 1 of all ranks, and so on, handed to the warps of all receiving blocks in turn. */
+/* Rows 0 of all ranks, rows 1 of all ranks, and so on, handed to all receiving blocks in turn, then to their next warps. */
 template <bool FT>
 __device__ inline void receive_rows(const struct cuda_launch &l, const struct turn *turn,
                                     const struct dispatch_receive_args &args, const struct receiving *r, int block,
                                     int blocks, struct bulk_stage *stage)
 {
-    int warps = l.plan.receive_warps, ranks = turn->ranks;
-    int64_t all = (int64_t)r->most_rows * ranks;
-    for (int64_t i = block * warps + threadIdx.x / 32; i < all; i += (int64_t)blocks * warps) {
-        int rank = (int)(i % ranks);
-        int32_t j = (int32_t)(i / ranks);
+    int32_t warps = l.plan.receive_warps, ranks = turn->ranks, all = r->most_rows * ranks; /* at most 2^23 */
+    for (int32_t i = (int32_t)threadIdx.x / 32 * blocks + block; i < all; i += blocks * warps) {
+        int32_t rank = i % ranks, j = i / ranks;
         struct arrived_row in;
         if (j >= r->rows[rank])
             continue;

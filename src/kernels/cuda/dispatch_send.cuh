@@ -111,8 +111,8 @@ __device__ inline void send_plan_block(const struct cuda_launch &l, const struct
 {
     __shared__ struct send_plan plan;
     struct route_input in = send_routes(l, turn, send);
+    turn_publish_begun(l, turn);
     if (threadIdx.x == 0) {
-        turn_publish_begun(l, turn);
         plan.counts = counts;
         plan.bad = ~0ull;
         plan.dropped = 0;

@@ -35,6 +35,14 @@ __device__ __forceinline__ void word_store(uint64_t *word, uint64_t value)
     asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(word), "l"(value) : "memory");
 }
 
+/* Adds, and returns what was there. Acquire, on this device: what is read afterwards is no older than the word. */
+__device__ __forceinline__ uint64_t word_add_acquire(uint64_t *word, uint64_t value)
+{
+    uint64_t before;
+    asm volatile("atom.add.acquire.gpu.global.u64 %0, [%1], %2;" : "=l"(before) : "l"(word), "l"(value) : "memory");
+    return before;
+}
+
 /* 16 bytes that a peer will read, or that this rank will not read soon: they need no place in the first-level cache. */
 __device__ __forceinline__ void stream_store(void *to, uint4 value)
 {

@@ -71,10 +71,9 @@ static __device__ void gate_leave(struct cuda_control *control)
 
 static __global__ void step_begin_kernel(struct cuda_launch l)
 {
-    struct turn turn;
-    uint64_t gate = atomicAdd(gate_of(l.control), 1ull);
-    turn.view = &l.control->view;
-    turn.peers = turn.view->peers;
+    __shared__ struct turn turn;
+    uint64_t gate = word_add_acquire(&l.control->gate, 1);
+    turn.control = *l.control;
     turn.epoch = gate_epoch(gate);
     turn.live = !turn_void(l);
     turn.number = 0;
@@ -93,7 +92,7 @@ static __global__ void step_begin_kernel(struct cuda_launch l)
 /* An epoch that ended before the step did makes it void: its last operation may have been the one that was called off. */
 static __global__ void step_end_kernel(struct cuda_launch l)
 {
-    uint64_t gate = atomicAdd(gate_of(l.control), 1ull);
+    uint64_t gate = word_add_acquire(&l.control->gate, 1);
     if (!turn_void(l) && gate_epoch(gate) != l.control->step.epoch)
         turn_fail(l, MUSTER_REASON_EPOCH, MUSTER_PHASE_STEP, -1, l.control->step.epoch, 0);
     step_note_ended(l.control, l.mailbox, gate_epoch(gate));
@@ -114,7 +113,7 @@ static __device__ bool mask_allowed(const struct cuda_exchange *x, const struct 
 
 static __global__ void mask_kernel(struct cuda_launch l, muster_mask mask)
 {
-    uint64_t gate = atomicAdd(gate_of(l.control), 1ull);
+    uint64_t gate = word_add_acquire(&l.control->gate, 1);
     uint32_t epoch = gate_epoch(gate);
     struct cuda_exchange *x = l.exchange;
     if (!turn_void(l) && l.control->view.epoch == epoch) {

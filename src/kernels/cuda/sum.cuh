@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * Weighted sums of rows, 16 bytes of them per thread: fp32, from +0, part after part in their order, each product and
- * each sum rounded on its own, rounded once to the wire type (X15). Loads of up to eight parts are under way before the
- * first is added.
+ * each sum rounded on its own, rounded once to the wire type (X15). Loads of up to four parts are under way before the
+ * first is added; eight would not fit into the registers.
  */
 #ifndef CUDA_SUM_CUH
 #define CUDA_SUM_CUH
@@ -19,7 +19,7 @@ struct sum_parts {
     float weight[MUSTER_EP_MAX_TOPK];
 };
 
-enum { SUM_FLIGHT = 8, SUM_PIECE = 16 };
+enum { SUM_FLIGHT = 4, SUM_PIECE = 16 };
 
 /* Rows of a caller may begin on any element. */
 __device__ inline uint4 sum_load(const unsigned char *from, bool aligned)

@@ -25,7 +25,9 @@ enum turn_operation {
 };
 
 struct turn {
-    const struct cuda_view *view;
+    /* As they were when the block had entered; they stay so until all blocks have left, but for this kernel's own doing. */
+    struct cuda_control control;
+    struct cuda_exchange exchange;
     unsigned char *const *peers; /* [ranks] in the view */
     int32_t rank, ranks;
     uint32_t epoch;
@@ -79,7 +81,7 @@ __device__ bool turn_enter(const struct cuda_launch &l, enum turn_operation oper
 template <bool FT>
 __device__ void turn_leave(const struct cuda_launch &l, enum turn_operation operation, const struct turn *turn);
 
-/* Tells every peer that this rank has begun its step; one thread, once, in the kernel that begins it. */
+/* Tells every peer that this rank has begun its step; all threads of one block, once, in the kernel that begins it. */
 __device__ void turn_publish_begun(const struct cuda_launch &l, const struct turn *turn);
 
 #include "kernels/cuda/turn_inline.cuh"

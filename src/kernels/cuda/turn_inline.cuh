@@ -19,11 +19,11 @@ __device__ __forceinline__ muster_phase turn_phase(enum turn_operation operation
 /* The step that this kernel belongs to: the open one, or with begins_step the one after the last. */
 __device__ inline void turn_take_step(const struct cuda_launch &l, struct turn *turn)
 {
-    const struct cuda_step *step = &l.control->step;
+    const struct cuda_step *step = &turn->control.step;
     if (!l.begins_step)
         turn->number = step->number;
     else
-        turn->number = step->epoch == turn->epoch ? step->number + 1 : turn->view->first_sequence / 2;
+        turn->number = step->epoch == turn->epoch ? step->number + 1 : turn->control.view.first_sequence / 2;
 }
 
 __device__ inline muster_mask mask_of_both(muster_mask a, muster_mask b)
@@ -34,13 +34,13 @@ __device__ inline muster_mask mask_of_both(muster_mask a, muster_mask b)
 }
 
 /* X10: a new pair's numbers begin afresh with the epoch, and so does its mask; the halves that follow use the same. */
-__device__ inline void turn_take_pair(const struct cuda_launch &l, enum turn_operation operation, struct turn *turn)
+__device__ inline void turn_take_pair(enum turn_operation operation, struct turn *turn)
 {
-    const struct cuda_exchange *x = l.exchange;
+    const struct cuda_exchange *x = &turn->exchange;
     bool same_epoch = x->pair.epoch == turn->epoch;
     if (turn_begins_pair(operation)) {
-        turn->sequence = 1 + (same_epoch ? x->pair.sequence : turn->view->first_sequence);
-        turn->mask = turn->view->mask;
+        turn->sequence = 1 + (same_epoch ? x->pair.sequence : turn->control.view.first_sequence);
+        turn->mask = turn->control.view.mask;
         if (x->narrowed_epoch == turn->epoch)
             turn->mask = mask_of_both(turn->mask, x->narrowed);
     } else {
@@ -55,27 +55,38 @@ __device__ inline void turn_take_pair(const struct cuda_launch &l, enum turn_ope
  * further; a pair whose dispatch was of another epoch neither.
  */
 __device__ inline muster_reason turn_admission(const struct cuda_launch &l, enum turn_operation operation,
-                                               uint64_t gate)
+                                               const struct turn *turn, uint64_t gate)
 {
     uint32_t epoch = gate_epoch(gate);
     if (l.begins_step)
         return gate & CUDA_GATE_OPEN ? MUSTER_REASON_NONE : MUSTER_REASON_NOT_READY;
-    if (l.control->step.epoch != epoch)
+    if (turn->control.step.epoch != epoch)
         return MUSTER_REASON_EPOCH;
-    return turn_begins_pair(operation) || l.exchange->pair.epoch == epoch ? MUSTER_REASON_NONE : MUSTER_REASON_EPOCH;
+    return turn_begins_pair(operation) || turn->exchange.pair.epoch == epoch ? MUSTER_REASON_NONE : MUSTER_REASON_EPOCH;
+}
+
+/* Copies what the block must know, by the lanes of a warp: one after the other the loads would take many times as long. */
+__device__ inline void turn_copy(const struct cuda_launch &l, struct turn *turn)
+{
+    int lane = threadIdx.x & 31;
+    auto copy = [lane](void *to, const void *from, size_t bytes) {
+        for (size_t i = (size_t)lane; i < bytes / sizeof(uint64_t); i += 32)
+            ((volatile uint64_t *)to)[i] = ((const volatile uint64_t *)from)[i];
+    };
+    copy(&turn->control, l.control, offsetof(struct cuda_control, view.peers) + (size_t)l.shape.ranks * sizeof(void *));
+    copy(&turn->exchange, l.exchange, sizeof(turn->exchange));
 }
 
 template <bool FT>
-__device__ inline void turn_enter_once(const struct cuda_launch &l, enum turn_operation operation, struct turn *turn)
+__device__ inline void turn_begin(const struct cuda_launch &l, enum turn_operation operation, struct turn *turn,
+                                  uint64_t gate)
 {
-    uint64_t gate = FT ? atomicAdd((unsigned long long *)&l.control->gate, 1ull) : word_look(&l.control->gate);
-    turn->view = &l.control->view;
-    turn->peers = l.control->view.peers;
-    turn->rank = turn->view->rank;
-    turn->ranks = turn->view->ranks;
+    turn->peers = turn->control.view.peers;
+    turn->rank = turn->control.view.rank;
+    turn->ranks = turn->control.view.ranks;
     turn->epoch = gate_epoch(gate);
-    turn->live = !FT || !turn_void(l);
-    muster_reason refused = FT && turn->live ? turn_admission(l, operation, gate) : MUSTER_REASON_NONE;
+    turn->live = !FT || turn->control.failure == 0;
+    muster_reason refused = FT && turn->live ? turn_admission(l, operation, turn, gate) : MUSTER_REASON_NONE;
     if (refused != MUSTER_REASON_NONE) {
         turn_fail(l, refused, refused == MUSTER_REASON_NOT_READY ? MUSTER_PHASE_STEP : turn_phase(operation), -1,
                   turn->epoch, 0);
@@ -84,30 +95,42 @@ __device__ inline void turn_enter_once(const struct cuda_launch &l, enum turn_op
     if (!turn->live)
         return;
     turn_take_step(l, turn);
-    turn_take_pair(l, operation, turn);
+    turn_take_pair(operation, turn);
 }
 
 template <bool FT>
 __device__ bool turn_enter(const struct cuda_launch &l, enum turn_operation operation, struct turn *turn)
 {
-    if (threadIdx.x == 0)
-        turn_enter_once<FT>(l, operation, turn);
+    if (threadIdx.x < 32) {
+        uint64_t gate = 0;
+        if (threadIdx.x == 0)
+            gate = FT ? word_add_acquire(&l.control->gate, 1) : word_look(&l.control->gate);
+        __syncwarp();
+        turn_copy(l, turn);
+        __syncwarp();
+        if (threadIdx.x == 0)
+            turn_begin<FT>(l, operation, turn, gate);
+    }
     __syncthreads();
     return turn->live;
 }
 
-/* Tells every peer how far this rank's step is: see struct region_header. Orders nothing by itself. */
-__device__ inline void turn_publish_step(const struct cuda_view *view, uint64_t word)
+/*
+ * Tells every peer how far this rank's step is: see struct region_header. By threads `first`, `first` + `step` and so on.
+ * Orders nothing by itself.
+ */
+__device__ inline void turn_publish_step(const struct cuda_view *view, uint64_t word, int first, int step)
 {
-    for (int r = 0; r < view->ranks; r++)
+    for (int r = first; r < view->ranks; r += step)
         if (view->mask.word[r >> 6] >> (r & 63) & 1)
             word_store((uint64_t *)(view->peers[r] + (size_t)view->rank * 64), word);
 }
 
 __device__ inline void turn_publish_begun(const struct cuda_launch &l, const struct turn *turn)
 {
+    uint64_t word = turn_stamp(turn->epoch, 2 * turn->number + 1);
     if (l.begins_step)
-        turn_publish_step(turn->view, turn_stamp(turn->epoch, 2 * turn->number + 1));
+        turn_publish_step(&turn->control.view, word, (int)threadIdx.x, (int)blockDim.x);
 }
 
 /* Step begun: by the kernel that begins it, in its epilogue for the rank itself. */
@@ -129,7 +152,7 @@ __device__ inline void step_note_ended(struct cuda_control *control, struct cuda
     uint64_t failure = word_look(&control->failure), word = step->total << CUDA_VERDICT_STEP_SHIFT | step->epoch;
     if (step->epoch != 0 && step->epoch == live_epoch) { /* a word of an older epoch could replace one of a newer */
         __threadfence_system(); /* X3: the flags of the step are seen before its end is */
-        turn_publish_step(&control->view, turn_stamp(step->epoch, 2 * step->number + 2));
+        turn_publish_step(&control->view, turn_stamp(step->epoch, 2 * step->number + 2), 0, 1);
     }
     step->open = 0;
     word_store(&mailbox->step_open, (uint64_t)step->epoch << 1);
