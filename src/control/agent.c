@@ -85,6 +85,7 @@ static bool agent_mapped(const muster_group *g, int rank, uint32_t incarnation)
 
 static void agent_raise(muster_group *g, const struct view *view)
 {
+    g->opening = 0;
     atomic_store(&g->begun, 0);
     atomic_store(&g->control.live_epoch, view->epoch); /* running kernels return */
     if (g->device)
@@ -164,17 +165,34 @@ static void agent_install(muster_group *g, const struct view *view)
     agent_publish_view(g, view);
 }
 
-static void agent_begin(muster_group *g, uint32_t epoch)
+/* From here on the caller's steps may begin. */
+static void agent_begun(muster_group *g, uint32_t epoch)
 {
     trace_add(TRACE_BEGUN, clock_ns(), 0, epoch);
-    if (g->device)
-        g->device_ops->epoch_begin(g->device, epoch);
+    g->opening = 0;
     atomic_store(&g->begun, epoch);
     pthread_mutex_lock(&g->lock);
     g->view.ready = 1;
     pthread_cond_broadcast(&g->changed);
     pthread_mutex_unlock(&g->lock);
     fault_here(FAULT_VIEW_BEGUN);
+}
+
+static void agent_begin(muster_group *g, uint32_t epoch)
+{
+    if (!g->device) {
+        agent_begun(g, epoch);
+        return;
+    }
+    g->device_ops->epoch_begin(g->device, epoch);
+    g->opening = epoch;
+}
+
+/* A device opens the epoch when it comes to it. */
+static void agent_check_open(muster_group *g)
+{
+    if (g->opening && g->device_ops->epoch_open(g->device, g->opening))
+        agent_begun(g, g->opening);
 }
 
 static void agent_name_ranks(muster_mask mask, char *text, size_t bytes)
@@ -494,7 +512,7 @@ static uint64_t agent_idle_ns(const muster_group *g)
 {
     if (!g->device)
         return AGENT_IDLE_NS;
-    return g->raising.epoch ? AGENT_DEVICE_BUSY_NS : AGENT_DEVICE_IDLE_NS;
+    return g->raising.epoch || g->opening ? AGENT_DEVICE_BUSY_NS : AGENT_DEVICE_IDLE_NS;
 }
 
 static void agent_sleep(muster_group *g, uint64_t watch_ns)
@@ -531,6 +549,7 @@ static void *agent_main(void *argument)
         agent_take_device_failure(g);
         agent_check_quiesced(g);
         agent_check_ready(g);
+        agent_check_open(g);
         watch_ns = agent_watch(g);
     } while (agent_take_mail(g));
     return NULL;

@@ -73,6 +73,8 @@ struct device_ops {
     bool (*epoch_quiet)(struct device *device, uint32_t epoch);
     void (*view_install)(struct device *device, const struct device_view *view);
     void (*epoch_begin)(struct device *device, uint32_t epoch);
+    /* Whether that has come into force: before, a step that begins would be refused. */
+    bool (*epoch_open)(struct device *device, uint32_t epoch);
     void (*report)(struct device *device, struct device_report *report);
 
     /* The caller's, in stream order. */

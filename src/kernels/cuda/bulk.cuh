@@ -106,11 +106,14 @@ __device__ __forceinline__ void bulk_reuse()
     __syncwarp();
 }
 
-/* Waits until everything that this thread has begun to store is stored. */
-__device__ __forceinline__ void bulk_close()
+/* Waits until everything that the warp has begun to store is stored. The whole warp. */
+__device__ __forceinline__ void bulk_close(const struct bulk_stage *stage)
 {
 #if __CUDA_ARCH__ >= 900
     asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+    __syncwarp();
+    if ((threadIdx.x & 31) == 0)
+        asm volatile("mbarrier.inval.shared::cta.b64 [%0];" ::"r"(bulk_shared(stage->barrier)) : "memory");
 #endif
 }
 

@@ -67,9 +67,11 @@ struct cuda_mailbox {
     uint64_t live_epoch; /* the agent's: before anything else is told to the device */
     uint64_t quiet_epoch; /* the device's: no block of an older epoch is inside the gate */
     uint64_t failure; /* the device's copy, for the agent: it looks here between its other duties */
-    uint64_t overdue[2]; /* written before a TIMEOUT failure: the peers whose deadline had passed */
+    uint64_t open_epoch; /* the device's: steps of this epoch may begin */
     uint64_t step_open; /* epoch << 1 | 1 while a step is open */
     struct cuda_verdict verdict[CUDA_VERDICTS]; /* of step n at (n - 1) % CUDA_VERDICTS */
+    /* By peer: its deadline had passed; written before a TIMEOUT failure. Bytes, since the bus has no atomic operations. */
+    uint8_t overdue[MUSTER_MAX_RANKS];
 };
 
 #endif

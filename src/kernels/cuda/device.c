@@ -207,8 +207,13 @@ static void device_view_install(struct device *device, const struct device_view 
 static void device_epoch_begin(struct device *device, uint32_t epoch)
 {
     int before = device_switch(device);
-    device_say(device, step_launch_open(device->control, epoch, device->agent_stream), "epoch_begin");
+    device_say(device, step_launch_open(device->control, device->mailbox, epoch, device->agent_stream), "epoch_begin");
     device_return(before);
+}
+
+static bool device_epoch_open(struct device *device, uint32_t epoch)
+{
+    return __atomic_load_n(&device->mailbox->open_epoch, __ATOMIC_ACQUIRE) >= epoch;
 }
 
 static bool device_verdict_waits(const struct device *device, uint64_t step)
@@ -246,13 +251,22 @@ static bool device_void_unread(struct device *device)
     return unread;
 }
 
+static muster_mask device_overdue(const struct cuda_mailbox *mailbox)
+{
+    muster_mask overdue = {{0, 0}};
+    for (int r = 0; r < MUSTER_MAX_RANKS; r++)
+        if (__atomic_load_n(&mailbox->overdue[r], __ATOMIC_RELAXED))
+            overdue.word[r >> 6] |= UINT64_C(1) << (r & 63);
+    return overdue;
+}
+
 static void device_report_state(struct device *device, struct device_report *report)
 {
     const struct cuda_mailbox *mailbox = device->mailbox;
     uint64_t open = __atomic_load_n(&mailbox->step_open, __ATOMIC_ACQUIRE);
     *report = (struct device_report){
         .failure = __atomic_load_n(&mailbox->failure, __ATOMIC_ACQUIRE),
-        .overdue = {{mailbox->overdue[0], mailbox->overdue[1]}},
+        .overdue = device_overdue(mailbox),
         .step_open = open & 1,
         .step_epoch = (uint32_t)(open >> 1),
         .unread = device_void_unread(device),
@@ -274,7 +288,7 @@ static muster_status device_step_end(struct device *device, void *stream)
 /* Before the device can find another failure: it finds none until it has forgotten this one. */
 static void device_forget_report(struct cuda_mailbox *mailbox)
 {
-    mailbox->overdue[0] = mailbox->overdue[1] = 0;
+    memset(mailbox->overdue, 0, sizeof mailbox->overdue);
     __atomic_store_n(&mailbox->failure, 0, __ATOMIC_SEQ_CST);
 }
 
@@ -322,6 +336,7 @@ static const struct device_ops ops = {
     .epoch_quiet = device_epoch_quiet,
     .view_install = device_view_install,
     .epoch_begin = device_epoch_begin,
+    .epoch_open = device_epoch_open,
     .report = device_report_state,
     .step_begin = device_step_begin,
     .step_end = device_step_end,

@@ -352,7 +352,7 @@ __device__ inline void receive_block(const struct cuda_launch &l, const struct t
     bulk_open(&stage, shared + l.plan.table_bytes + (size_t)warp * l.plan.stage_bytes, (uint32_t)l.plan.stage_bytes,
               &barriers[warp]);
     receive_rows<FT>(l, turn, args, &r, block, blocks, &stage);
-    bulk_close();
+    bulk_close(&stage);
 }
 
 #endif

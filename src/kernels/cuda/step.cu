@@ -43,7 +43,7 @@ static __global__ void install_kernel(struct cuda_control *control, const __grid
         to[i] = from[i];
 }
 
-static __global__ void open_kernel(struct cuda_control *control, uint32_t epoch)
+static __global__ void open_kernel(struct cuda_control *control, struct cuda_mailbox *mailbox, uint32_t epoch)
 {
     unsigned long long seen = word_look(&control->gate), before;
     do {
@@ -52,6 +52,7 @@ static __global__ void open_kernel(struct cuda_control *control, uint32_t epoch)
             return;
         seen = atomicCAS(gate_of(control), before, before | CUDA_GATE_OPEN);
     } while (seen != before);
+    flag_raise(&mailbox->open_epoch, epoch);
 }
 
 static __global__ void forget_kernel(struct cuda_control *control)
@@ -141,9 +142,10 @@ extern "C" cudaError_t step_launch_install(struct cuda_control *control, const s
     return cudaGetLastError();
 }
 
-extern "C" cudaError_t step_launch_open(struct cuda_control *control, uint32_t epoch, cudaStream_t stream)
+extern "C" cudaError_t step_launch_open(struct cuda_control *control, struct cuda_mailbox *mailbox, uint32_t epoch,
+                                        cudaStream_t stream)
 {
-    open_kernel<<<1, 1, 0, stream>>>(control, epoch);
+    open_kernel<<<1, 1, 0, stream>>>(control, mailbox, epoch);
     return cudaGetLastError();
 }
 

@@ -21,8 +21,9 @@ cudaError_t step_launch_raise(struct cuda_control *control, struct cuda_mailbox 
 /* The view is passed by value; after a raise of its epoch. */
 cudaError_t step_launch_install(struct cuda_control *control, const struct cuda_view *view, cudaStream_t stream);
 
-/* Opens the gate, unless a newer epoch was raised. */
-cudaError_t step_launch_open(struct cuda_control *control, uint32_t epoch, cudaStream_t stream);
+/* Opens the gate, unless a newer epoch was raised, and says so in the mailbox. */
+cudaError_t step_launch_open(struct cuda_control *control, struct cuda_mailbox *mailbox, uint32_t epoch,
+                             cudaStream_t stream);
 
 /* Forgets the failure: the caller has read the verdicts of all void steps. */
 cudaError_t step_launch_forget(struct cuda_control *control, cudaStream_t stream);

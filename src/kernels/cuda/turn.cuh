@@ -62,7 +62,7 @@ __device__ inline void turn_fail(const struct cuda_launch &l, muster_reason reas
     uint64_t failure = turn_failure(reason, phase, peer, epoch);
     if (reason == MUSTER_REASON_VALUE)
         atomicMin((unsigned long long *)&l.control->failure_detail, (unsigned long long)detail);
-    __threadfence();
+    __threadfence_system(); /* whom this thread calls overdue is seen before any failure is */
     if (atomicCAS((unsigned long long *)&l.control->failure, 0ull, (unsigned long long)failure) == 0)
         flag_raise(&l.mailbox->failure, failure);
 }

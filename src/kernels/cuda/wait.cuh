@@ -68,7 +68,7 @@ __device__ inline bool wait_look(const struct cuda_launch &l, const struct turn 
     if (flag_read(w->flag) >= w->stamp)
         return true;
     if (!refused)
-        atomicOr_system((unsigned long long *)&l.mailbox->overdue[w->peer >> 6], 1ull << (w->peer & 63));
+        *(volatile uint8_t *)&l.mailbox->overdue[w->peer] = 1;
     turn_fail(l, refused ? MUSTER_REASON_REFUSED : MUSTER_REASON_TIMEOUT, w->phase, w->peer, turn->epoch, 0);
     return false;
 }
