@@ -245,7 +245,8 @@ static void exact_keeps_the_order_of_the_routes(void **state)
 static void fp32_sums_are_near_the_real_ones(void **state)
 {
     (void)state;
-    struct exchange_case c = {.name = "near", .hidden = 16, .max_tokens = 5, .slots = 3, .topk = 6, .type = ORACLE_FP32};
+    struct exchange_case c = {
+        .name = "near", .hidden = 16, .max_tokens = 5, .slots = 3, .topk = 6, .type = ORACLE_FP32};
     struct world *w = world_make(&c, 4, (muster_mask){{15, 0}}, 99);
     double sum[5 * 16], magnitude[5 * 16];
     float reduced[5 * 16];
