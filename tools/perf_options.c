@@ -19,7 +19,7 @@ static const struct argp_option option_table[] = {
     {"hidden", 'H', "N", 0, "Values of a token (default 2048)", 0},
     {"topk", 'k', "K", 0, "Experts of a token, 1 to 32 (default 8)", 0},
     {"experts", 'e', "N", 0, "Experts in all (default 64)", 0},
-    {"dtype", 'd', "TYPE", 0, "bf16 or fp32 (default bf16)", 0},
+    {"dtype", 'd', "TYPE", 0, "bf16, fp16 or fp32 (default bf16)", 0},
     {"quantise", 'q', "HOW", 0, "On the way to the experts: none, fp8, or fp8p2 with scales that are powers of two", 0},
     {"layout", 'l', "LAYOUT", 0,
      "rank: a row for each token and rank; expert: for each token and expert (default rank)", 0},
@@ -98,7 +98,7 @@ static void set_tokens(struct argp_state *state, struct perf_shape *shape, const
 
 static error_t parse_shape(int key, char *value, struct argp_state *state, struct perf_shape *s)
 {
-    static const char *const types[] = {"bf16", "fp32", NULL}, *const layouts[] = {"expert", "rank", NULL};
+    static const char *const types[] = {"bf16", "fp16", "fp32", NULL}, *const layouts[] = {"expert", "rank", NULL};
     static const char *const modes[] = {"exact", "reduced", NULL}, *const quantise[] = {"none", "fp8", "fp8p2", NULL};
     static const char *const fillings[] = {"nothing", "copy", NULL};
     switch (key) {
@@ -107,7 +107,7 @@ static error_t parse_shape(int key, char *value, struct argp_state *state, struc
     case 'H': s->hidden = number(state, "hidden", value, 4, PERF_MAX_HIDDEN); return 0;
     case 'k': s->topk = number(state, "topk", value, 1, MUSTER_EP_MAX_TOPK); return 0;
     case 'e': s->experts = number(state, "experts", value, 1, 65536); return 0;
-    case 'd': s->fp32 = choose(state, "dtype", value, types); return 0;
+    case 'd': s->type = (enum perf_type)choose(state, "dtype", value, types); return 0;
     case 'q': s->quantise = choose(state, "quantise", value, quantise); return 0;
     case 'l': s->layout = choose(state, "layout", value, layouts); return 0;
     case 'c': s->combine = choose(state, "combine", value, modes); return 0;
