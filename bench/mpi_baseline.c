@@ -258,6 +258,13 @@ static bool baseline_dispatch(void *state)
 
 /* ---- combine ---- */
 
+static enum exchange_type row_type(const struct perf_shape *shape)
+{
+    static const enum exchange_type types[] = {
+        [PERF_BF16] = EXCHANGE_BF16, [PERF_FP16] = EXCHANGE_FP16, [PERF_FP32] = EXCHANGE_FP32};
+    return types[shape->type];
+}
+
 static void add_up(struct baseline *b, int32_t token)
 {
     const int32_t *row = b->row + (size_t)token * (size_t)b->shape->ranks;
@@ -270,7 +277,7 @@ static void add_up(struct baseline *b, int32_t token)
         sum.weight[sum.count] = 1.0f; /* the ranks have weighted */
         sum.row[sum.count++] = from + (size_t)row[rank] * b->row_bytes;
     }
-    b->rows->add(&sum, b->shape->fp32, (size_t)b->shape->hidden, b->out + (size_t)token * b->row_bytes);
+    b->rows->add(&sum, row_type(b->shape), (size_t)b->shape->hidden, b->out + (size_t)token * b->row_bytes);
 }
 
 static bool baseline_combine(void *state)

@@ -16,11 +16,14 @@ enum { PERF_MAX_TOKEN_COUNTS = 16, PERF_MAX_HIDDEN = 65536, PERF_WHY_BYTES = 400
 /* Who exchanges. Each side has ranks of its own; one side works at a time, the other sleeps. */
 enum perf_side_id { PERF_LIBRARY, PERF_MPI, PERF_SIDES };
 
+/* What the elements of rows are. */
+enum perf_type { PERF_BF16, PERF_FP16, PERF_FP32 };
+
 /* What is exchanged: the same for all ranks and for the whole run. */
 struct perf_shape {
     int32_t ranks, hidden, topk, experts;
     int32_t slots; /* experts of a rank; expert e is slot e % slots of rank e / slots */
-    bool fp32; /* rows are fp32, otherwise bf16 */
+    enum perf_type type;
     int32_t quantise, layout, combine; /* as in muster/ep.h */
     int32_t token_counts;
     int32_t tokens[PERF_MAX_TOKEN_COUNTS]; /* of each rank, one count after the other */

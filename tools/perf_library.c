@@ -120,7 +120,8 @@ static bool array_give(const struct library *l, const struct array *a, size_t of
 
 static muster_dtype row_dtype(const struct perf_shape *shape)
 {
-    return shape->fp32 ? MUSTER_FP32 : MUSTER_BF16;
+    const muster_dtype dtypes[] = {[PERF_BF16] = MUSTER_BF16, [PERF_FP16] = MUSTER_FP16, [PERF_FP32] = MUSTER_FP32};
+    return dtypes[shape->type];
 }
 
 static bool make_inputs(const struct library *l, struct exchange *x, int32_t tokens)

@@ -25,6 +25,25 @@ static uint16_t to_bf16(float value)
     return (uint16_t)kept;
 }
 
+static float from_fp16(uint16_t half)
+{
+    int exponent = half >> 10 & 31, fraction = half & 0x3ff;
+    float size = exponent ? ldexpf((float)(1024 + fraction), exponent - 25) : ldexpf((float)fraction, -24);
+    if (exponent == 31)
+        size = fraction ? NAN : INFINITY;
+    return half & 0x8000 ? -size : size;
+}
+
+/* Eleven places from the first one, or from that of 2^-14. To nearest, ties to even. Only for finite numbers. */
+static uint16_t to_fp16(float value)
+{
+    int exponent;
+    frexpf(fmaxf(fabsf(value), 0x1p-14f), &exponent);
+    int last = exponent - 11;
+    int units = (int)rintf(ldexpf(fabsf(value), -last)) + (last + 24) * 1024; /* a carry goes on into the exponent */
+    return (uint16_t)((signbit(value) ? 0x8000 : 0) | (units < 0x7c00 ? units : 0x7c00));
+}
+
 static float from_e4m3(uint8_t code)
 {
     int exponent = code >> 3 & 15, fraction = code & 7;
@@ -36,15 +55,20 @@ static float from_e4m3(uint8_t code)
 
 static float value_at(const struct perf_shape *shape, const void *row, int32_t i)
 {
-    return shape->fp32 ? ((const float *)row)[i] : from_bf16(((const uint16_t *)row)[i]);
+    switch (shape->type) {
+    case PERF_BF16: return from_bf16(((const uint16_t *)row)[i]);
+    case PERF_FP16: return from_fp16(((const uint16_t *)row)[i]);
+    default: return ((const float *)row)[i];
+    }
 }
 
 static void value_set(const struct perf_shape *shape, void *row, int32_t i, float value)
 {
-    if (shape->fp32)
-        ((float *)row)[i] = value;
-    else
-        ((uint16_t *)row)[i] = to_bf16(value);
+    switch (shape->type) {
+    case PERF_BF16: ((uint16_t *)row)[i] = to_bf16(value); break;
+    case PERF_FP16: ((uint16_t *)row)[i] = to_fp16(value); break;
+    case PERF_FP32: ((float *)row)[i] = value; break;
+    }
 }
 
 /* ---- the load ---- */
@@ -98,7 +122,7 @@ bool perf_load_goes_to(const struct perf_shape *shape, const struct perf_routes 
     return false;
 }
 
-/* Magnitudes 1 to 2 in steps of 1/128, which bf16 holds exactly. */
+/* Magnitudes 1 to 2 in steps of 1/128, which every type holds exactly. */
 static float hidden_value(uint64_t random)
 {
     float size = 1.0f + (float)(random % 128) / 128.0f;
@@ -107,7 +131,7 @@ static float hidden_value(uint64_t random)
 
 size_t perf_load_row_bytes(const struct perf_shape *shape)
 {
-    return (size_t)shape->hidden * (shape->fp32 ? sizeof(float) : sizeof(uint16_t));
+    return (size_t)shape->hidden * (shape->type == PERF_FP32 ? sizeof(float) : sizeof(uint16_t));
 }
 
 void perf_load_row(const struct perf_shape *shape, int32_t rank, int32_t token, void *row)
@@ -266,7 +290,8 @@ static float home_factor(const struct perf_shape *shape, const struct perf_route
  */
 static float allowed_part(const struct perf_shape *shape)
 {
-    float part = shape->fp32 ? 1e-5f : 1.0f / 64.0f;
+    static const float parts[] = {[PERF_BF16] = 1.0f / 64.0f, [PERF_FP16] = 1.0f / 512.0f, [PERF_FP32] = 1e-5f};
+    float part = parts[shape->type];
     return shape->quantise == MUSTER_EP_QUANTISE_NONE ? part : part + 1.0f / 16.0f;
 }
 

@@ -31,7 +31,7 @@ static const struct argp_option option_table[] = {
     {"hidden", 'H', "N", 0, "Values of a token (default 2048; with cuda 7168)", 0},
     {"topk", 'k', "K", 0, "Experts of a token, 1 to 32 (default 8)", 0},
     {"experts", 'e', "N", 0, "Experts in all (default 64; with cuda 256)", 0},
-    {"dtype", 'd', "TYPE", 0, "bf16 or fp32 (default bf16)", 0},
+    {"dtype", 'd', "TYPE", 0, "bf16, fp16 or fp32 (default bf16)", 0},
     {"quantise", 'q', "HOW", 0, "On the way to the experts: none, fp8, or fp8p2 with scales that are powers of two", 0},
     {"layout", 'l', "LAYOUT", 0,
      "rank: a row for each token and rank; expert: for each token and expert (default rank; with cuda expert)", 0},
@@ -117,7 +117,7 @@ static void set_tokens(struct argp_state *state, struct perf_shape *shape, const
 
 static error_t parse_shape(int key, char *value, struct argp_state *state, struct perf_shape *s)
 {
-    static const char *const types[] = {"bf16", "fp32", NULL}, *const layouts[] = {"expert", "rank", NULL};
+    static const char *const types[] = {"bf16", "fp16", "fp32", NULL}, *const layouts[] = {"expert", "rank", NULL};
     static const char *const modes[] = {"exact", "reduced", NULL}, *const quantise[] = {"none", "fp8", "fp8p2", NULL};
     static const char *const fillings[] = {"nothing", "copy", NULL};
     static const char *const backends[] = {"cpu", "cuda", NULL};
@@ -130,7 +130,7 @@ static error_t parse_shape(int key, char *value, struct argp_state *state, struc
     case 'B': s->cuda = choose(state, "backend", value, backends); return 0;
     case KEY_FLUSH: s->flush = true; return 0;
     case KEY_NO_FAULT_TOLERANCE: s->no_fault_tolerance = true; return 0;
-    case 'd': s->fp32 = choose(state, "dtype", value, types); return 0;
+    case 'd': s->type = (enum perf_type)choose(state, "dtype", value, types); return 0;
     case 'q': s->quantise = choose(state, "quantise", value, quantise); return 0;
     case 'l': s->layout = choose(state, "layout", value, layouts); return 0;
     case 'c': s->combine = choose(state, "combine", value, modes); return 0;

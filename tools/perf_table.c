@@ -7,7 +7,8 @@
 
 static const char *dtype_name(const struct perf_shape *s)
 {
-    return s->fp32 ? "fp32" : "bf16";
+    static const char *const names[] = {[PERF_BF16] = "bf16", [PERF_FP16] = "fp16", [PERF_FP32] = "fp32"};
+    return names[s->type];
 }
 
 static const char *quantise_name(const struct perf_shape *s)

@@ -62,7 +62,7 @@ typedef struct muster_ep_payload {
 typedef struct muster_ep_config {
     size_t size;
     int32_t hidden; /* elements of a row; hidden * sizeof(dtype) is a multiple of 16 bytes */
-    muster_dtype dtype; /* MUSTER_BF16 or MUSTER_FP32: of hidden states, expert results and the output */
+    muster_dtype dtype; /* MUSTER_BF16, MUSTER_FP16 or MUSTER_FP32: of hidden states, expert results, the output */
     int32_t max_tokens; /* per rank and dispatch, 1..65536 */
     int32_t slots_per_rank; /* 1..; slot ids are rank * slots_per_rank + i */
     int32_t topk; /* routes per token, 1..32; unused ones are -1 */

@@ -54,6 +54,7 @@ typedef struct muster_tensor {
 
 /* The types in use, for initialisers: muster_tensor t = {.dtype = MUSTER_BF16, ...}. */
 #define MUSTER_FP32 ((muster_dtype){MUSTER_TYPE_FLOAT, 32, 1})
+#define MUSTER_FP16 ((muster_dtype){MUSTER_TYPE_FLOAT, 16, 1})
 #define MUSTER_BF16 ((muster_dtype){MUSTER_TYPE_BFLOAT, 16, 1})
 #define MUSTER_FP8 ((muster_dtype){MUSTER_TYPE_FLOAT8_E4M3FN, 8, 1})
 #define MUSTER_INT32 ((muster_dtype){MUSTER_TYPE_INT, 32, 1})

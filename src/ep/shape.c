@@ -15,6 +15,22 @@ static bool dtype_is(muster_dtype a, muster_dtype b)
     return a.code == b.code && a.bits == b.bits && a.lanes == b.lanes;
 }
 
+/* False: hidden states and results cannot be of that type. */
+static bool type_of(muster_dtype dtype, enum exchange_type *type)
+{
+    const muster_dtype dtypes[] = {
+        [EXCHANGE_BF16] = MUSTER_BF16,
+        [EXCHANGE_FP16] = MUSTER_FP16,
+        [EXCHANGE_FP32] = MUSTER_FP32,
+    };
+    for (int i = EXCHANGE_BF16; i <= EXCHANGE_FP32; i++)
+        if (dtype_is(dtype, dtypes[i])) {
+            *type = (enum exchange_type)i;
+            return true;
+        }
+    return false;
+}
+
 static muster_status check_range(const char *field, int64_t value, int64_t least, int64_t most)
 {
     if (value >= least && value <= most)
@@ -25,9 +41,11 @@ static muster_status check_range(const char *field, int64_t value, int64_t least
 
 static muster_status check_hidden(const muster_ep_config *c)
 {
-    if (!dtype_is(c->dtype, MUSTER_BF16) && !dtype_is(c->dtype, MUSTER_FP32))
-        return error_set(MUSTER_ERR_ARGUMENT, "config: dtype = {%d, %d, %d}, must be MUSTER_BF16 or MUSTER_FP32",
-                         c->dtype.code, c->dtype.bits, c->dtype.lanes);
+    enum exchange_type type;
+    if (!type_of(c->dtype, &type))
+        return error_set(MUSTER_ERR_ARGUMENT,
+                         "config: dtype = {%d, %d, %d}, must be MUSTER_BF16, MUSTER_FP16 or MUSTER_FP32", c->dtype.code,
+                         c->dtype.bits, c->dtype.lanes);
     int64_t bytes = (int64_t)c->hidden * (c->dtype.bits / 8);
     if (c->hidden < 1 || bytes % 16)
         return error_set(MUSTER_ERR_ARGUMENT,
@@ -159,10 +177,10 @@ void shape_make(const muster_ep_config *config, int32_t ranks, uint64_t begin, s
         .exact = config->combine == MUSTER_EP_EXACT,
         .masked = config->masked != 0,
         .load_stats = config->load_stats != 0,
-        .fp32 = dtype_is(config->dtype, MUSTER_FP32),
         .quantise = config->quantise,
         .result_bytes = (size_t)config->hidden * (config->dtype.bits / 8u),
     };
+    type_of(config->dtype, &shape->type);
     make_offsets(config, begin, shape);
 }
 

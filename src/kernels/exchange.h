@@ -34,6 +34,9 @@ struct exchange_line {
 
 enum { EXCHANGE_MAX_ARRAYS = 2 + MUSTER_EP_MAX_PAYLOADS, EXCHANGE_STATE_BYTES = 256 };
 
+/* The types of elements that are added up: IEEE half and single precision, and bfloat16. */
+enum exchange_type { EXCHANGE_BF16, EXCHANGE_FP16, EXCHANGE_FP32 };
+
 /* One array whose rows travel: hidden states first, then scales if quantised, then the caller's payloads. */
 struct exchange_array {
     uint64_t offset; /* of [R][T] rows */
@@ -44,11 +47,11 @@ struct exchange_array {
 struct exchange_shape {
     int32_t ranks, slots, tokens, topk, hidden;
     bool expert_major, exact, masked, load_stats;
-    bool fp32; /* rows of hidden states and results are fp32; otherwise bf16 */
+    enum exchange_type type; /* of hidden states and results */
     muster_ep_quantise quantise;
     int32_t arrays;
     struct exchange_array array[EXCHANGE_MAX_ARRAYS];
-    size_t result_bytes; /* of one row of H in fp32 or bf16 */
+    size_t result_bytes; /* of one row of H */
     uint64_t dispatch_line; /* [R] lines */
     uint64_t combine_line; /* [R] lines */
     uint64_t loads; /* [R][R * S] int32; with load_stats */

@@ -120,7 +120,7 @@ static void party_inputs(struct party *p)
     const struct exchange_case *c = &w->c;
     int64_t n = w->in[p->rank].tokens;
     int padding = c->strided ? ROW_PADDING : -1;
-    array_make(&p->hidden, c->fp32 ? MUSTER_FP32 : MUSTER_BF16, n, c->hidden, -1, padding);
+    array_make(&p->hidden, case_dtype(c->type), n, c->hidden, -1, padding);
     array_fill(&p->hidden, w->hidden[p->rank]);
     array_make(&p->slots, c->ids64 ? MUSTER_INT64 : MUSTER_INT32, n, c->topk, -1, padding);
     slots_fill(p);
@@ -160,7 +160,7 @@ static muster_dtype party_hidden_dtype(const struct world *w)
 {
     if (w->c.quantise != MUSTER_EP_QUANTISE_NONE)
         return MUSTER_FP8;
-    return w->c.fp32 ? MUSTER_FP32 : MUSTER_BF16;
+    return case_dtype(w->c.type);
 }
 
 static void party_outputs(struct party *p)
@@ -204,7 +204,7 @@ static void party_combine_arrays(struct party *p)
 {
     const struct world *w = p->world;
     struct party_rows r = party_rows(w);
-    muster_dtype dtype = w->c.fp32 ? MUSTER_FP32 : MUSTER_BF16;
+    muster_dtype dtype = case_dtype(w->c.type);
     if (!w->c.in_place) {
         array_make(&p->results, dtype, r.groups, r.rows, w->c.hidden, w->c.strided ? ROW_PADDING : -1);
         p->combine.results = &p->results.tensor;

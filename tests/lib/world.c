@@ -31,11 +31,22 @@ static void *world_allocate(size_t count, size_t bytes)
     return memory;
 }
 
+muster_dtype case_dtype(enum oracle_type type)
+{
+    const muster_dtype dtypes[] = {
+        [ORACLE_BF16] = MUSTER_BF16,
+        [ORACLE_FP16] = MUSTER_FP16,
+        [ORACLE_FP32] = MUSTER_FP32,
+        [ORACLE_FP8] = MUSTER_FP8,
+    };
+    return dtypes[type];
+}
+
 muster_ep_config case_config(const struct exchange_case *c)
 {
     muster_ep_config config = MUSTER_EP_CONFIG_INIT;
     config.hidden = c->hidden;
-    config.dtype = c->fp32 ? MUSTER_FP32 : MUSTER_BF16;
+    config.dtype = case_dtype(c->type);
     config.max_tokens = c->max_tokens;
     config.slots_per_rank = c->slots;
     config.topk = c->topk;
@@ -58,7 +69,7 @@ static struct oracle_shape case_shape(const struct exchange_case *c, int ranks)
                                  .max_tokens = c->max_tokens,
                                  .hidden = c->hidden,
                                  .topk = c->topk,
-                                 .type = c->fp32 ? ORACLE_FP32 : ORACLE_BF16,
+                                 .type = c->type,
                                  .payloads = c->payloads,
                                  .pad = c->pad,
                                  .invalid = -7};
@@ -96,18 +107,40 @@ static double draw_wild(uint64_t *random)
     return draw_plain(random) * ldexp(1.0, world_below(random, 40) - 20);
 }
 
+/* The same within what fp16 can hold. */
+static double draw_wild_fp16(uint64_t *random)
+{
+    static const double odd[] = {0.0,  -0.0, INFINITY, -INFINITY, NAN,      65504.0, -65504.0, 65488.0,
+                                 6e-8, 3e-8, -1.2e-7,  6.1e-5,    -6.11e-5, 1e-4,    9.9e-5,   2048.0};
+    int pick = world_below(random, 160);
+    if (pick < 16)
+        return odd[pick];
+    return draw_plain(random) * ldexp(1.0, world_below(random, 38) - 24);
+}
+
+static void draw_every(struct world *w, int rank)
+{
+    uint16_t *code = (uint16_t *)(void *)w->hidden[rank];
+    for (int i = 0; i < w->c.max_tokens * w->c.hidden; i++)
+        code[i] = (uint16_t)i;
+}
+
 /* Whole groups of zeros, of one sign and of tiny numbers occur too, since a group shares its scale. */
 static void draw_hidden(struct world *w, int rank, uint64_t *random)
 {
-    int mood = 0;
+    int mood = 0, half = w->c.type == ORACLE_FP16;
+    if (w->c.values == VALUES_EVERY) {
+        draw_every(w, rank);
+        return;
+    }
     for (int i = 0; i < w->c.max_tokens * w->c.hidden; i++) {
         if (i % 64 == 0)
             mood = w->c.values == VALUES_WILD ? world_below(random, 6) : 5;
-        double value = mood == 0 ? draw_wild(random) : draw_plain(random);
+        double value = mood ? draw_plain(random) : half ? draw_wild_fp16(random) : draw_wild(random);
         if (mood == 1)
             value = 0.0;
         if (mood == 2)
-            value *= 1e-39;
+            value *= half ? 3e-6 : 1e-39; /* denormals */
         oracle_encode(w->shape.type, w->hidden[rank], (size_t)i, value);
     }
 }
@@ -243,7 +276,7 @@ static void experts_of_row(const struct world *w, int rank, const struct oracle_
 
 void world_experts(const struct world *w, int rank, const struct oracle_received *received, void *results)
 {
-    memset(results, 0xff, world_results_bytes(w)); /* NaN in both types: a row too many would show */
+    memset(results, 0xff, world_results_bytes(w)); /* NaN in every type: a row too many would show */
     if (w->c.layout == MUSTER_EP_EXPERT_MAJOR) {
         for (int slot = 0; slot < w->c.slots; slot++)
             experts_of_slot(w, rank, received, slot, results);

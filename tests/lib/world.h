@@ -12,7 +12,8 @@
 
 enum case_tokens { TOKENS_FULL, TOKENS_UNEVEN, TOKENS_MOSTLY_NONE, TOKENS_NONE };
 enum case_routes { ROUTES_SPREAD, ROUTES_LOCAL, ROUTES_HOTSPOT, ROUTES_NONE };
-enum case_values { VALUES_PLAIN, VALUES_WILD }; /* wild: zeros, infinities, denormals and NaN among them */
+/* wild: zeros, infinities, denormals and NaN among them; every: element i of a rank has the code i, types of 16 bits alone */
+enum case_values { VALUES_PLAIN, VALUES_WILD, VALUES_EVERY };
 
 struct exchange_case {
     const char *name;
@@ -26,7 +27,7 @@ struct exchange_case {
     enum case_tokens tokens;
     enum case_routes routes;
     enum case_values values;
-    int fp32; /* hidden rows; otherwise bf16 */
+    enum oracle_type type; /* of hidden rows, results and the output */
     int masked;
     int load_stats;
     int ids64;
@@ -62,6 +63,9 @@ struct world {
     int32_t *loads;
     int dropped[MUSTER_MAX_RANKS];
 };
+
+/* The library's type for one of the oracle's. */
+muster_dtype case_dtype(enum oracle_type type);
 
 /* The library's configuration for a case. */
 muster_ep_config case_config(const struct exchange_case *c);

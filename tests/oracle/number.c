@@ -5,7 +5,13 @@
 
 #include "oracle.h"
 
-enum { BF16_FRACTION_BITS = 7, BF16_LEAST_EXPONENT = -126, BF16_INFINITY = 0x7f80, BF16_NAN = 0x7fc0 };
+/* A format of 16 bits with infinities. */
+struct format {
+    int fraction_bits, least_exponent, infinity, nan;
+};
+
+static const struct format bf16 = {7, -126, 0x7f80, 0x7fc0}, fp16 = {10, -14, 0x7c00, 0x7e00};
+
 enum { FP8_FRACTION_BITS = 3, FP8_LEAST_EXPONENT = -6, FP8_NAN = 0x7f, FP8_LARGEST = 0x7e };
 
 /* fraction and exponent fields of a positive number to its value; the least exponent field is 0: subnormal. */
@@ -16,39 +22,61 @@ static double number_value(int exponent_field, int fraction, int fraction_bits, 
     return ldexp((1 << fraction_bits) + fraction, least_exponent + exponent_field - 1 - fraction_bits);
 }
 
-double oracle_bf16_value(uint16_t code)
+static double format_value(const struct format *format, uint16_t code)
 {
-    int magnitude = code & 0x7fff;
+    int magnitude = code & 0x7fff, fraction = magnitude & ((1 << format->fraction_bits) - 1);
     double sign = code & 0x8000 ? -1.0 : 1.0;
-    if (magnitude > BF16_INFINITY)
+    if (magnitude > format->infinity)
         return NAN;
-    if (magnitude == BF16_INFINITY)
+    if (magnitude == format->infinity)
         return sign * INFINITY;
     return sign *
-           number_value(magnitude >> BF16_FRACTION_BITS, magnitude & 0x7f, BF16_FRACTION_BITS, BF16_LEAST_EXPONENT);
+           number_value(magnitude >> format->fraction_bits, fraction, format->fraction_bits, format->least_exponent);
 }
 
 /* The magnitude in units of the last place, rounded to nearest even; the codes of a format are consecutive. */
-static int bf16_magnitude(double magnitude)
+static int format_magnitude(const struct format *format, double magnitude)
 {
     int exponent;
     if (magnitude == 0.0)
         return 0;
     frexp(magnitude, &exponent); /* magnitude = f * 2^exponent, f in [0.5, 1) */
-    exponent = exponent - 1 < BF16_LEAST_EXPONENT ? BF16_LEAST_EXPONENT : exponent - 1;
-    int units = (int)nearbyint(ldexp(magnitude, BF16_FRACTION_BITS - exponent));
-    return ((exponent - BF16_LEAST_EXPONENT) << BF16_FRACTION_BITS) + units;
+    exponent = exponent - 1 < format->least_exponent ? format->least_exponent : exponent - 1;
+    if (exponent > format->least_exponent + (format->infinity >> format->fraction_bits))
+        return format->infinity;
+    int units = (int)nearbyint(ldexp(magnitude, format->fraction_bits - exponent));
+    return ((exponent - format->least_exponent) << format->fraction_bits) + units;
+}
+
+static uint16_t format_from(const struct format *format, double value)
+{
+    int sign = signbit(value) ? 0x8000 : 0;
+    if (isnan(value))
+        return (uint16_t)format->nan;
+    if (isinf(value))
+        return (uint16_t)(sign | format->infinity);
+    int magnitude = format_magnitude(format, fabs(value));
+    return (uint16_t)(sign | (magnitude < format->infinity ? magnitude : format->infinity));
+}
+
+double oracle_bf16_value(uint16_t code)
+{
+    return format_value(&bf16, code);
 }
 
 uint16_t oracle_bf16_from(double value)
 {
-    unsigned sign = signbit(value) ? 0x8000u : 0u;
-    if (isnan(value))
-        return BF16_NAN;
-    if (isinf(value))
-        return (uint16_t)(sign | BF16_INFINITY);
-    int magnitude = bf16_magnitude(fabs(value));
-    return (uint16_t)(sign | (unsigned)(magnitude < BF16_INFINITY ? magnitude : BF16_INFINITY));
+    return format_from(&bf16, value);
+}
+
+double oracle_fp16_value(uint16_t code)
+{
+    return format_value(&fp16, code);
+}
+
+uint16_t oracle_fp16_from(double value)
+{
+    return format_from(&fp16, value);
 }
 
 double oracle_fp8_value(uint8_t code)
@@ -117,7 +145,8 @@ float oracle_fp8_group(const float *values, int count, enum oracle_quantise quan
 size_t oracle_type_bytes(enum oracle_type type)
 {
     switch (type) {
-    case ORACLE_BF16: return 2;
+    case ORACLE_BF16:
+    case ORACLE_FP16: return 2;
     case ORACLE_FP8: return 1;
     default: return 4;
     }
@@ -127,6 +156,8 @@ double oracle_decode(enum oracle_type type, const void *elements, size_t index)
 {
     if (type == ORACLE_BF16)
         return oracle_bf16_value(((const uint16_t *)elements)[index]);
+    if (type == ORACLE_FP16)
+        return oracle_fp16_value(((const uint16_t *)elements)[index]);
     if (type == ORACLE_FP8)
         return oracle_fp8_value(((const uint8_t *)elements)[index]);
     return (double)((const float *)elements)[index];
@@ -136,6 +167,8 @@ void oracle_encode(enum oracle_type type, void *elements, size_t index, double v
 {
     if (type == ORACLE_BF16)
         ((uint16_t *)elements)[index] = oracle_bf16_from(value);
+    else if (type == ORACLE_FP16)
+        ((uint16_t *)elements)[index] = oracle_fp16_from(value);
     else if (type == ORACLE_FP8)
         ((uint8_t *)elements)[index] = oracle_fp8_from((float)value);
     else

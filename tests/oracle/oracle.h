@@ -14,7 +14,7 @@
 
 enum { ORACLE_MAX_PAYLOADS = 7, ORACLE_GROUP = 128, ORACLE_CANARY = 0xA5 };
 
-enum oracle_type { ORACLE_BF16, ORACLE_FP32, ORACLE_FP8 };
+enum oracle_type { ORACLE_BF16, ORACLE_FP16, ORACLE_FP32, ORACLE_FP8 };
 enum oracle_quantise { ORACLE_PLAIN, ORACLE_SCALED, ORACLE_SCALED_POW2 };
 
 struct oracle_shape {
@@ -23,7 +23,7 @@ struct oracle_shape {
     int max_tokens;
     int hidden; /* elements */
     int topk;
-    enum oracle_type type; /* of hidden rows, results and the output: ORACLE_BF16 or ORACLE_FP32 */
+    enum oracle_type type; /* of hidden rows, results and the output: anything but ORACLE_FP8 */
     enum oracle_quantise quantise;
     int payloads;
     int payload_bytes[ORACLE_MAX_PAYLOADS]; /* per token */
@@ -61,6 +61,8 @@ void oracle_encode(enum oracle_type type, void *elements, size_t index, double v
 size_t oracle_type_bytes(enum oracle_type type);
 uint16_t oracle_bf16_from(double value);
 double oracle_bf16_value(uint16_t code);
+uint16_t oracle_fp16_from(double value);
+double oracle_fp16_value(uint16_t code);
 uint8_t oracle_fp8_from(float value);
 double oracle_fp8_value(uint8_t code);
 /* Quantises one group of at most 128 values; returns its scale. */

@@ -123,11 +123,13 @@ perf_rows() {
 perf_modes() {
     local shape="--no-baseline --json --ranks 3 --tokens 9 --hidden 200 --topk 5 --experts 10"
     for mode in "--layout expert --combine exact" "--layout expert --combine reduced --dtype fp32" \
-        "--layout expert --combine exact --quantise fp8" "--layout rank --quantise fp8p2" "--dtype fp32 --experts-do copy"; do
+        "--layout expert --combine exact --quantise fp8" "--layout rank --quantise fp8p2" "--dtype fp32 --experts-do copy" \
+        "--layout expert --combine exact --dtype fp16" "--dtype fp16 --quantise fp8" "--dtype fp16 --experts-do copy"; do
         call 0 perf ep $shape $quick $mode
         is 1 wrong 0
         above 1 pair_us 0
     done
+    is 1 dtype fp16
     says out '"experts_do": "copy"'
 }
 
@@ -186,8 +188,8 @@ perf_usage() {
     says err 'no measurement "nothing"'
     call 2 perf ep --ranks 0
     says err '--ranks is "0"; it must be a number from 1 to 128'
-    call 2 perf ep --dtype fp16
-    says err '--dtype is "fp16"; it must be one of bf16, fp32'
+    call 2 perf ep --dtype fp64
+    says err '--dtype is "fp64"; it must be one of bf16, fp16, fp32'
     call 2 perf ep --tokens 1,x
     says err '--tokens is "x"'
     call 2 perf ep --topk 9 --experts 8

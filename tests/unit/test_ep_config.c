@@ -36,8 +36,12 @@ static const struct change wrong[] = {
     {"size", AT(size), sizeof(muster_ep_config) - 4, ""},
     {"hidden", AT(hidden), 0, ""},
     {"hidden", AT(hidden), 9, "16"},
-    {"dtype", AT(dtype), DTYPE(MUSTER_TYPE_INT, 32, 1), ""},
-    {"dtype", AT(dtype), DTYPE(MUSTER_TYPE_BFLOAT, 16, 2), ""},
+    {"dtype", AT(dtype), DTYPE(MUSTER_TYPE_INT, 32, 1), "MUSTER_BF16, MUSTER_FP16 or MUSTER_FP32"},
+    {"dtype", AT(dtype), DTYPE(MUSTER_TYPE_INT, 16, 1), "FP16"},
+    {"dtype", AT(dtype), DTYPE(MUSTER_TYPE_FLOAT, 64, 1), "FP16"},
+    {"dtype", AT(dtype), DTYPE(MUSTER_TYPE_FLOAT, 16, 2), "FP16"},
+    {"dtype", AT(dtype), DTYPE(MUSTER_TYPE_BFLOAT, 16, 2), "FP16"},
+    {"dtype", AT(dtype), DTYPE(MUSTER_TYPE_BFLOAT, 32, 1), "FP16"},
     {"max_tokens", AT(max_tokens), 0, "65536"},
     {"max_tokens", AT(max_tokens), 65537, "65536"},
     {"slots_per_rank", AT(slots_per_rank), 0, "1"},
@@ -85,6 +89,21 @@ static void wrong_configurations_need_no_group(void **state)
     assert_int_equal(muster_ep_memory_bytes(NULL, 4, &bytes), MUSTER_ERR_ARGUMENT);
 }
 
+/* Rows of fp16 need as much memory as rows of bf16, and half of what those of fp32 do. */
+static void all_types_are_taken(void **state)
+{
+    (void)state;
+    uint64_t bytes[ORACLE_FP32 + 1];
+    for (enum oracle_type type = ORACLE_BF16; type <= ORACLE_FP32; type++) {
+        muster_ep_config config = case_config(&base);
+        config.hidden = 4096;
+        config.dtype = case_dtype(type);
+        assert_int_equal(muster_ep_memory_bytes(&config, 4, &bytes[type]), MUSTER_OK);
+    }
+    assert_true(bytes[ORACLE_FP16] == bytes[ORACLE_BF16]);
+    assert_true(bytes[ORACLE_FP32] > bytes[ORACLE_FP16] + bytes[ORACLE_FP16] / 2);
+}
+
 /* A refused creation leaves the handle alone, is local, and the next creation works. */
 static void refuse_wrong(struct cluster_rank *self)
 {
@@ -120,6 +139,7 @@ static const struct {
 } differences[] = {
     {{"hidden", AT(hidden), 32, ""}, "16", "32"},
     {{"dtype", AT(dtype), DTYPE(MUSTER_TYPE_FLOAT, 32, 1), ""}, "", ""},
+    {{"dtype", AT(dtype), DTYPE(MUSTER_TYPE_FLOAT, 16, 1), ""}, "", ""},
     {{"max_tokens", AT(max_tokens), 5, ""}, "4", "5"},
     {{"slots_per_rank", AT(slots_per_rank), 3, ""}, "2", "3"},
     {{"topk", AT(topk), 1, ""}, "2", "1"},
@@ -313,6 +333,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(wrong_configurations_need_no_group),
+        cmocka_unit_test(all_types_are_taken),
         cmocka_unit_test(wrong_configurations_are_refused_locally),
         cmocka_unit_test(different_configurations_are_named),
         cmocka_unit_test(different_groups_are_named),

@@ -13,16 +13,31 @@
 #define RANK_MAJOR .layout = MUSTER_EP_RANK_MAJOR, .combine = MUSTER_EP_REDUCED
 #define REDUCED .combine = MUSTER_EP_REDUCED
 #define UNEVEN .tokens = TOKENS_UNEVEN
+#define FP16 .type = ORACLE_FP16
+#define FP32 .type = ORACLE_FP32
 #define FP8 .quantise = MUSTER_EP_QUANTISE_FP8
 #define POW2 .quantise = MUSTER_EP_QUANTISE_FP8_POW2
 #define WILD .values = VALUES_WILD
+#define EVERY .values = VALUES_EVERY
 
 static const struct exchange_case plain_cases[] = {
     {.name = "bf16 of 16 bytes", .hidden = 8, .max_tokens = 3, .slots = 1, .topk = 1},
-    {.name = "fp32 of 16 bytes", .hidden = 4, .max_tokens = 3, .slots = 2, .topk = 2, .fp32 = 1, .ids64 = 1},
+    {.name = "fp32 of 16 bytes", .hidden = 4, .max_tokens = 3, .slots = 2, .topk = 2, FP32, .ids64 = 1},
+    {.name = "fp16 of 16 bytes", .hidden = 8, .max_tokens = 3, .slots = 2, .topk = 2, FP16},
+    {.name = "fp16 exact", .hidden = 88, .max_tokens = 6, .slots = 3, .topk = 4, FP16, UNEVEN, .pad = 1, .ids64 = 1},
+    {.name = "fp16 reduced", .hidden = 136, .max_tokens = 5, .slots = 4, .topk = 8, FP16, REDUCED, UNEVEN},
+    {.name = "fp16 rank-major", .hidden = 40, .max_tokens = 6, .slots = 3, .topk = 5, FP16, RANK_MAJOR, UNEVEN},
+    {.name = "fp16 rank-major in place",
+     .hidden = 24,
+     .max_tokens = 4,
+     .slots = 2,
+     .topk = 3,
+     FP16,
+     RANK_MAJOR,
+     .in_place = 1},
     {.name = "uneven", .hidden = 24, .max_tokens = 9, .slots = 3, .topk = 4, UNEVEN, .pad = 1},
     {.name = "reduced", .hidden = 64, .max_tokens = 7, .slots = 4, .topk = 8, REDUCED, UNEVEN},
-    {.name = "reduced fp32", .hidden = 20, .max_tokens = 5, .slots = 5, .topk = 3, REDUCED, .fp32 = 1, .ids64 = 1},
+    {.name = "reduced fp32", .hidden = 20, .max_tokens = 5, .slots = 5, .topk = 3, REDUCED, FP32, .ids64 = 1},
     {.name = "rank-major", .hidden = 32, .max_tokens = 6, .slots = 3, .topk = 5, RANK_MAJOR, UNEVEN},
     {.name = "rank-major fp32 padded",
      .hidden = 12,
@@ -30,7 +45,7 @@ static const struct exchange_case plain_cases[] = {
      .slots = 2,
      .topk = 2,
      RANK_MAJOR,
-     .fp32 = 1,
+     FP32,
      .pad = 1,
      UNEVEN},
     {.name = "rank-major in place",
@@ -104,7 +119,7 @@ static const struct exchange_case quantised_cases[] = {
     {.name = "fp8 with a short group", .hidden = 272, .max_tokens = 3, .slots = 2, .topk = 2, FP8, WILD, UNEVEN},
     {.name = "fp8 shorter than a group", .hidden = 8, .max_tokens = 3, .slots = 2, .topk = 2, FP8, WILD},
     {.name = "pow2 with a short group", .hidden = 136, .max_tokens = 3, .slots = 2, .topk = 2, POW2, WILD, REDUCED},
-    {.name = "fp8 from fp32", .hidden = 260, .max_tokens = 3, .slots = 2, .topk = 2, FP8, WILD, .fp32 = 1},
+    {.name = "fp8 from fp32", .hidden = 260, .max_tokens = 3, .slots = 2, .topk = 2, FP8, WILD, FP32},
     {.name = "pow2 from fp32, rank-major",
      .hidden = 132,
      .max_tokens = 3,
@@ -112,9 +127,20 @@ static const struct exchange_case quantised_cases[] = {
      .topk = 2,
      POW2,
      WILD,
-     .fp32 = 1,
+     FP32,
      RANK_MAJOR,
      UNEVEN},
+    {.name = "fp8 from fp16", .hidden = 272, .max_tokens = 3, .slots = 2, .topk = 2, FP8, WILD, FP16, UNEVEN},
+    {.name = "fp8 from fp16, reduced", .hidden = 8, .max_tokens = 3, .slots = 2, .topk = 2, FP8, WILD, FP16, REDUCED},
+    {.name = "pow2 from fp16, rank-major",
+     .hidden = 136,
+     .max_tokens = 3,
+     .slots = 2,
+     .topk = 2,
+     POW2,
+     WILD,
+     FP16,
+     RANK_MAJOR},
     {.name = "fp8 rank-major in place",
      .hidden = 144,
      .max_tokens = 3,
@@ -124,9 +150,12 @@ static const struct exchange_case quantised_cases[] = {
      RANK_MAJOR,
      .in_place = 1},
     {.name = "wild bf16", .hidden = 64, .max_tokens = 4, .slots = 2, .topk = 3, WILD},
-    {.name = "wild fp32", .hidden = 64, .max_tokens = 4, .slots = 2, .topk = 3, WILD, .fp32 = 1},
+    {.name = "wild fp16", .hidden = 64, .max_tokens = 4, .slots = 2, .topk = 3, WILD, FP16},
+    {.name = "wild fp16 reduced", .hidden = 72, .max_tokens = 4, .slots = 2, .topk = 3, WILD, FP16, REDUCED},
+    {.name = "wild fp16 rank-major", .hidden = 64, .max_tokens = 4, .slots = 2, .topk = 3, WILD, FP16, RANK_MAJOR},
+    {.name = "wild fp32", .hidden = 64, .max_tokens = 4, .slots = 2, .topk = 3, WILD, FP32},
     {.name = "wild bf16 reduced", .hidden = 64, .max_tokens = 4, .slots = 2, .topk = 3, WILD, REDUCED},
-    {.name = "wild fp32 rank-major", .hidden = 64, .max_tokens = 4, .slots = 2, .topk = 3, WILD, .fp32 = 1, RANK_MAJOR},
+    {.name = "wild fp32 rank-major", .hidden = 64, .max_tokens = 4, .slots = 2, .topk = 3, WILD, FP32, RANK_MAJOR},
 };
 
 #define SEVEN_PAYLOADS                                                                                            \
@@ -167,7 +196,11 @@ static const struct exchange_case form_cases[] = {
      FP8,
      RANK_MAJOR,
      UNEVEN},
-    {.name = "strided fp32", .hidden = 20, .max_tokens = 5, .slots = 2, .topk = 3, .strided = 1, .fp32 = 1},
+    {.name = "strided fp32", .hidden = 20, .max_tokens = 5, .slots = 2, .topk = 3, .strided = 1, FP32},
+    {.name = "strided fp16", .hidden = 40, .max_tokens = 5, .slots = 2, .topk = 3, .strided = 1, FP16, UNEVEN},
+    {.name = "strided fp16 reduced", .hidden = 24, .max_tokens = 5, .slots = 2, .topk = 3, .strided = 1, FP16, REDUCED},
+    {.name = "strided fp8 from fp16", .hidden = 152, .max_tokens = 5, .slots = 2, .topk = 3, .strided = 1, FP16, FP8},
+    {.name = "halves fp16", .hidden = 24, .max_tokens = 5, .slots = 2, .topk = 3, UNEVEN, .halves = 1, FP16},
     {.name = "halves", .hidden = 24, .max_tokens = 5, .slots = 2, .topk = 3, UNEVEN, .halves = 1},
     {.name = "halves reduced, strided",
      .hidden = 24,
@@ -196,6 +229,14 @@ static const struct exchange_case form_cases[] = {
      .halves = 1,
      RANK_MAJOR,
      .in_place = 1},
+};
+
+/* All 65536 codes of a type go through dispatch, and what experts make of them through combine. */
+static const struct exchange_case every_code_cases[] = {
+    {.name = "every fp16", .hidden = 8192, .max_tokens = 8, .slots = 2, .topk = 4, FP16, EVERY, .no_weights = 1},
+    {.name = "every fp16 reduced", .hidden = 8192, .max_tokens = 8, .slots = 2, .topk = 4, FP16, EVERY, REDUCED},
+    {.name = "fp8 from every fp16", .hidden = 8192, .max_tokens = 8, .slots = 2, .topk = 4, FP16, EVERY, FP8},
+    {.name = "every bf16", .hidden = 8192, .max_tokens = 8, .slots = 2, .topk = 4, EVERY},
 };
 
 static const struct exchange_case large_group_cases[] = {
@@ -297,18 +338,20 @@ static void many_tokens(void **state)
     assert_true(rounds_run(1, &cases[0], 1, 1, false));
 }
 
+static void every_code(void **state)
+{
+    (void)state;
+    assert_true(rounds_run(2, every_code_cases, COUNT(every_code_cases), 1, false));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(one_rank),
-        cmocka_unit_test(two_ranks),
-        cmocka_unit_test(three_ranks),
-        cmocka_unit_test(four_ranks),
-        cmocka_unit_test(eight_ranks),
-        cmocka_unit_test(thirteen_ranks),
-        cmocka_unit_test(the_most_ranks),
-        cmocka_unit_test(many_tokens),
-        cmocka_unit_test(eight_rounds_with_a_late_rank),
+        cmocka_unit_test(one_rank),       cmocka_unit_test(two_ranks),
+        cmocka_unit_test(three_ranks),    cmocka_unit_test(four_ranks),
+        cmocka_unit_test(eight_ranks),    cmocka_unit_test(thirteen_ranks),
+        cmocka_unit_test(the_most_ranks), cmocka_unit_test(many_tokens),
+        cmocka_unit_test(every_code),     cmocka_unit_test(eight_rounds_with_a_late_rank),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

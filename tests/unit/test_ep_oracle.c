@@ -57,6 +57,37 @@ static void bf16_agrees_with_the_rule_on_bits(void **state)
     }
 }
 
+static void fp16_codes_and_values_are_each_others(void **state)
+{
+    (void)state;
+    for (unsigned code = 0; code <= 0xffff; code++) {
+        double value = oracle_fp16_value((uint16_t)code);
+        if (!isnan(value))
+            assert_int_equal(oracle_fp16_from(value), code);
+    }
+    assert_int_equal(oracle_fp16_from(1.0), 0x3c00);
+    assert_int_equal(oracle_fp16_from(-2.5), 0xc100);
+    assert_int_equal(oracle_fp16_from(65504.0), 0x7bff); /* the largest */
+    assert_int_equal(oracle_fp16_from((double)-INFINITY), 0xfc00);
+    assert_true(isnan(oracle_fp16_value(oracle_fp16_from((double)NAN))));
+}
+
+static void fp16_rounds_to_nearest_even(void **state)
+{
+    (void)state;
+    assert_int_equal(oracle_fp16_from(1.0 + ldexp(1, -11)), 0x3c00); /* tie, down to even */
+    assert_int_equal(oracle_fp16_from(1.0 + 3 * ldexp(1, -11)), 0x3c02); /* tie, up to even */
+    assert_int_equal(oracle_fp16_from(1.0 + ldexp(1, -11) + ldexp(1, -30)), 0x3c01); /* just above */
+    assert_int_equal(oracle_fp16_from(2.0 - ldexp(1, -20)), 0x4000); /* carry into the exponent */
+    assert_int_equal(oracle_fp16_from(65519.99), 0x7bff);
+    assert_int_equal(oracle_fp16_from(65520.0), 0x7c00); /* halfway to 2^16 */
+    assert_int_equal(oracle_fp16_from((double)-FLT_MAX), 0xfc00);
+    assert_int_equal(oracle_fp16_from(ldexp(1, -24)), 0x0001); /* least subnormal */
+    assert_int_equal(oracle_fp16_from(ldexp(1, -25)), 0x0000);
+    assert_int_equal(oracle_fp16_from(-ldexp(3, -25)), 0x8002);
+    assert_int_equal(oracle_fp16_from(ldexp(1, -14) - ldexp(1, -30)), 0x0400); /* subnormal up to least normal */
+}
+
 static void fp8_codes_and_values_are_each_others(void **state)
 {
     (void)state;
@@ -245,7 +276,8 @@ static void exact_keeps_the_order_of_the_routes(void **state)
 static void fp32_sums_are_near_the_real_ones(void **state)
 {
     (void)state;
-    struct exchange_case c = {.name = "near", .hidden = 16, .max_tokens = 5, .slots = 3, .topk = 6, .fp32 = 1};
+    struct exchange_case c = {
+        .name = "near", .hidden = 16, .max_tokens = 5, .slots = 3, .topk = 6, .type = ORACLE_FP32};
     struct world *w = world_make(&c, 4, (muster_mask){{15, 0}}, 99);
     double sum[5 * 16], magnitude[5 * 16];
     float reduced[5 * 16];
@@ -268,6 +300,8 @@ int main(void)
         cmocka_unit_test(bf16_codes_and_values_are_each_others),
         cmocka_unit_test(bf16_rounds_to_nearest_even),
         cmocka_unit_test(bf16_agrees_with_the_rule_on_bits),
+        cmocka_unit_test(fp16_codes_and_values_are_each_others),
+        cmocka_unit_test(fp16_rounds_to_nearest_even),
         cmocka_unit_test(fp8_codes_and_values_are_each_others),
         cmocka_unit_test(fp8_rounds_to_nearest_even_and_saturates),
         cmocka_unit_test(fp8_groups_have_the_documented_scales),

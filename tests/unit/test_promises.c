@@ -603,7 +603,7 @@ static void arrange_everything(const struct exchange_case *base)
 
 static const struct exchange_case exact_bf16 = {.name = "exact bf16", .hidden = 24, .max_tokens = TOKENS, .topk = TOPK};
 static const struct exchange_case exact_fp32 = {
-    .name = "exact fp32", .hidden = 20, .max_tokens = TOKENS, .topk = TOPK, .fp32 = 1};
+    .name = "exact fp32", .hidden = 20, .max_tokens = TOKENS, .topk = TOPK, .type = ORACLE_FP32};
 static const struct exchange_case exact_fp8 = {
     .name = "exact fp8", .hidden = 136, .max_tokens = TOKENS, .topk = TOPK, .quantise = MUSTER_EP_QUANTISE_FP8};
 

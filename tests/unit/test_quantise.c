@@ -72,6 +72,81 @@ static void bf16_keeps_nan_and_infinity(void **state)
     }
 }
 
+/* ------------------------------------------------------------------------------------------------------------ fp16 */
+
+/* What a code means, by the definition of the format; the code after the largest number stands for what would follow. */
+static double fp16_value(unsigned code)
+{
+    int exponent = code >> 10 & 31, fraction = code & 0x3ff;
+    double size = exponent ? ldexp(1024 + fraction, exponent - 25) : ldexp(fraction, -24);
+    return code & 0x8000 ? -size : size;
+}
+
+static void fp16_means_what_the_format_says(void **state)
+{
+    (void)state;
+    for (unsigned half = 0; half < 0x10000; half++) {
+        unsigned size = half & 0x7fff, sign = half & 0x8000;
+        float value = number_from_fp16((uint16_t)half);
+        assert_int_equal(signbit(value) != 0, sign != 0);
+        if (size < 0x7c00)
+            assert_true((double)value == fp16_value(half));
+        else if (size == 0x7c00)
+            assert_true(isinf(value));
+        else
+            assert_int_equal(number_bits(value), sign << 16 | 0x7fc00000 | (half & 0x1ff) << 13); /* quiet */
+        assert_int_equal(number_to_fp16(value), size > 0x7c00 ? half | 0x200 : half);
+    }
+}
+
+/* What lies between two neighbours goes to the nearer one, the middle to the even one; likewise with the other sign. */
+static void check_fp16_between(float value, uint16_t expected)
+{
+    assert_int_equal(number_to_fp16(value), expected);
+    assert_int_equal(number_to_fp16(-value), expected | 0x8000);
+}
+
+static void fp16_rounds_to_nearest_even(void **state)
+{
+    (void)state;
+    for (uint16_t low = 0; low < 0x7c00; low++) {
+        uint16_t high = (uint16_t)(low + 1); /* infinity at the end, to which 2^16 stands as a neighbour */
+        float value = (float)fp16_value(low), next = (float)fp16_value(high);
+        float middle = (value + next) / 2; /* exact */
+        check_fp16_between(nextafterf(value, INFINITY), low);
+        check_fp16_between(nextafterf(middle, 0), low);
+        check_fp16_between(middle, low & 1 ? high : low);
+        check_fp16_between(nextafterf(middle, INFINITY), high);
+        check_fp16_between(nextafterf(next, 0), high);
+    }
+    for (int i = 0; i < 1000000; i++) {
+        float value = number_from_bits(random_bits() & 0x7fffffff);
+        uint16_t half = number_to_fp16(value);
+        if (isnan(value) || value >= 65536.0f) {
+            assert_int_equal(isnan(value) ? half & 0x7e00 : half, isnan(value) ? 0x7e00 : 0x7c00);
+            continue;
+        }
+        double off = fabs(fp16_value(half) - (double)value);
+        assert_true(off <= fabs(fp16_value(half + 1u) - (double)value));
+        assert_true(half == 0 || off <= fabs(fp16_value(half - 1u) - (double)value));
+    }
+}
+
+static void fp16_keeps_nan_and_infinity(void **state)
+{
+    (void)state;
+    check_fp16_between(65519.996f, 0x7bff);
+    check_fp16_between(65520.0f, 0x7c00);
+    check_fp16_between(3e38f, 0x7c00);
+    check_fp16_between(INFINITY, 0x7c00);
+    check_fp16_between(1e-45f, 0);
+    for (uint32_t fraction = 1; fraction < 0x800000; fraction += 0x123)
+        for (uint32_t sign = 0; sign < 2; sign++) {
+            uint16_t half = number_to_fp16(number_from_bits(sign << 31 | 0x7f800000 | fraction));
+            assert_int_equal(half, sign << 15 | 0x7e00 | fraction >> 13);
+        }
+}
+
 /* ------------------------------------------------------------------------------------------------------------ e4m3 */
 
 /* What a code means, by the definition of the format. */
@@ -159,29 +234,51 @@ static void check_group(const float *row, size_t count, bool power_of_two, const
     if (power_of_two)
         expected = (float)exp2(ceil(log2((double)expected)));
     assert_true(scale == expected);
-    for (size_t i = 0; i < count; i++)
-        if (isnan(row[i]))
+    for (size_t i = 0; i < count; i++) {
+        float quotient = (float)((double)row[i] / (double)expected);
+        if (isnan(quotient)) /* infinity by infinity, too */
             assert_int_equal(codes[i] & 0x7f, 0x7f);
         else
-            assert_int_equal(codes[i], e4m3_nearest((float)((double)row[i] / (double)expected)));
+            assert_int_equal(codes[i], e4m3_nearest(quotient));
+    }
 }
 
-static void check_row(const float *row, size_t count, bool power_of_two)
+static const enum exchange_type types[] = {EXCHANGE_BF16, EXCHANGE_FP16, EXCHANGE_FP32};
+
+/* Element i of an array of a type; number.h is tested above. */
+static void element_set(void *row, enum exchange_type type, size_t i, float value)
 {
-    uint8_t codes[512], codes_of_half[512];
-    float scales[4], scales_of_half[4];
-    uint16_t half[512];
-    for (size_t i = 0; i < count; i++)
-        half[i] = number_to_bf16(row[i]);
-    rows->quantise(row, true, count, power_of_two, codes, scales);
-    rows->quantise(half, false, count, power_of_two, codes_of_half, scales_of_half);
+    if (type == EXCHANGE_FP32)
+        ((float *)row)[i] = value;
+    else
+        ((uint16_t *)row)[i] = type == EXCHANGE_FP16 ? number_to_fp16(value) : number_to_bf16(value);
+}
+
+static float element(const void *row, enum exchange_type type, size_t i)
+{
+    if (type == EXCHANGE_FP32)
+        return ((const float *)row)[i];
+    uint16_t half = ((const uint16_t *)row)[i];
+    return type == EXCHANGE_FP16 ? number_from_fp16(half) : number_from_bf16(half);
+}
+
+static uint32_t element_bits(const void *row, enum exchange_type type, size_t i)
+{
+    return type == EXCHANGE_FP32 ? ((const uint32_t *)row)[i] : ((const uint16_t *)row)[i];
+}
+
+static void check_row(const float *values, enum exchange_type type, size_t count, bool power_of_two)
+{
+    uint8_t codes[512];
+    float scales[4], row[512], widened[512];
+    for (size_t i = 0; i < count; i++) {
+        element_set(row, type, i, values[i]);
+        widened[i] = element(row, type, i);
+    }
+    rows->quantise(row, type, count, power_of_two, codes, scales);
     for (size_t at = 0; at < count; at += 128) {
         size_t rest = count - at < 128 ? count - at : 128;
-        float widened[128];
-        for (size_t i = 0; i < rest; i++)
-            widened[i] = number_from_bf16(half[at + i]);
-        check_group(row + at, rest, power_of_two, codes + at, scales[at / 128]);
-        check_group(widened, rest, power_of_two, codes_of_half + at, scales_of_half[at / 128]);
+        check_group(widened + at, rest, power_of_two, codes + at, scales[at / 128]);
     }
 }
 
@@ -199,7 +296,8 @@ static void rows_are_quantised_by_group(void **state)
         for (size_t i = 0; round % 5 == 0 && i < 128; i++)
             row[i] = 0.0f;
         for (size_t c = 0; c < sizeof(counts) / sizeof(counts[0]); c++)
-            check_row(row, counts[c], round % 2);
+            for (size_t t = 0; t < 3; t++)
+                check_row(row, types[t], counts[c], round % 2);
     }
 }
 
@@ -216,90 +314,146 @@ static float sum_in_order(const float values[][64], const float *weights, int co
     return total;
 }
 
+static void check_sums(enum exchange_type type, int count)
+{
+    float values[32][64], rounded[32][64], out[64];
+    struct rows_sum sum = {.count = count};
+    for (int r = 0; r < count; r++) {
+        sum.weight[r] = (float)random_bits() / 4294967296.0f;
+        sum.row[r] = rounded[r];
+        for (size_t i = 0; i < 64; i++) {
+            float spread = type == EXCHANGE_FP16 ? 1e6f : 1e5f; /* sums of fp16 are to stay finite */
+            element_set(rounded[r], type, i, ((float)random_bits() - 2147483648.0f) / spread);
+            values[r][i] = element(rounded[r], type, i);
+        }
+    }
+    for (size_t elements = 8; elements <= 64; elements += 8) {
+        rows->add(&sum, type, elements, out);
+        for (size_t i = 0; i < elements; i++) {
+            float expected;
+            element_set(&expected, type, 0, sum_in_order((const float(*)[64])values, sum.weight, count, i));
+            assert_int_equal(element_bits(out, type, i), element_bits(&expected, type, 0));
+        }
+    }
+}
+
 static void sums_are_in_order_and_not_contracted(void **state)
 {
     (void)state;
-    float values[32][64], weights[32], out[64];
-    uint16_t half[32][64], out_half[64];
-    struct rows_sum sum, sum_half;
-    for (int round = 0; round < 300; round++) {
-        int count = round % 33;
-        sum.count = sum_half.count = count;
-        for (int r = 0; r < count; r++) {
-            weights[r] = sum.weight[r] = sum_half.weight[r] = (float)random_bits() / 4294967296.0f;
-            sum.row[r] = values[r];
-            sum_half.row[r] = half[r];
-            for (size_t i = 0; i < 64; i++) {
-                half[r][i] = number_to_bf16(((float)random_bits() - 2147483648.0f) / 1e6f);
-                values[r][i] = number_from_bf16(half[r][i]);
-            }
-        }
-        for (size_t elements = 8; elements <= 64; elements += 8) {
-            rows->add(&sum, true, elements, out);
-            rows->add(&sum_half, false, elements, out_half);
-            for (size_t i = 0; i < elements; i++) {
-                float expected = sum_in_order((const float(*)[64])values, weights, count, i);
-                assert_memory_equal(&out[i], &expected, sizeof(float));
-                assert_int_equal(out_half[i], number_to_bf16(expected));
-            }
-        }
-    }
+    for (int round = 0; round < 300; round++)
+        for (size_t t = 0; t < 3; t++)
+            check_sums(types[t], round % 33);
 }
 
 static void sums_begin_at_plus_zero(void **state)
 {
     (void)state;
-    const float row[4] = {-0.0f, -0.0f, 1.0f, NAN};
-    float out[4];
-    struct rows_sum sum = {.count = 1, .row = {row}, .weight = {1.0f}};
-    rows->add(&sum, true, 4, out);
-    assert_false(signbit(out[0]));
-    assert_true(out[2] == 1.0f);
-    assert_true(isnan(out[3]));
-    sum.count = 0;
-    rows->add(&sum, true, 4, out);
-    for (int i = 0; i < 4; i++)
-        assert_int_equal(number_bits(out[i]), 0);
+    for (size_t t = 0; t < 3; t++) {
+        float row[8], out[8];
+        for (size_t i = 0; i < 8; i++)
+            element_set(row, types[t], i, i < 4 ? -0.0f : i < 7 ? 1.0f : NAN);
+        struct rows_sum sum = {.count = 1, .row = {row}, .weight = {1.0f}};
+        rows->add(&sum, types[t], 8, out);
+        for (size_t i = 0; i < 4; i++)
+            assert_int_equal(element_bits(out, types[t], i), 0);
+        assert_true(element(out, types[t], 6) == 1.0f);
+        assert_true(isnan(element(out, types[t], 7)));
+        sum.count = 0;
+        rows->add(&sum, types[t], 8, out);
+        for (size_t i = 0; i < 8; i++)
+            assert_int_equal(element_bits(out, types[t], i), 0);
+    }
 }
 
 /* Any bits at all: what the lanes do is what the one-by-one definitions of number.h do. */
+static void check_wild(enum exchange_type type, bool power_of_two)
+{
+    uint16_t half[136], out[136];
+    uint8_t codes[136];
+    float scales[2];
+    struct rows_sum sum = {.count = 1, .row = {half}, .weight = {1.0f}};
+    for (size_t i = 0; i < 136; i++)
+        half[i] = (uint16_t)random_bits();
+    rows->add(&sum, type, 136, out);
+    rows->quantise(half, type, 136, power_of_two, codes, scales);
+    for (size_t i = 0; i < 136; i++) {
+        float value = element(half, type, i), quotient = value / scales[i / 128];
+        assert_true(isnan(value) ? isnan(element(out, type, i)) : out[i] == (value == 0 ? 0 : half[i]));
+        assert_true(isnan(quotient) ? (codes[i] & 0x7f) == 0x7f : codes[i] == number_to_e4m3(quotient));
+    }
+}
+
 static void wild_values_are_alike_everywhere(void **state)
 {
     (void)state;
-    float row[136];
-    uint16_t out[136];
-    uint8_t codes[136];
-    float scales[2];
-    struct rows_sum sum = {.count = 1, .weight = {1.0f}};
     for (int round = 0; round < 3000; round++) {
-        uint16_t half[136];
-        for (size_t i = 0; i < 136; i++) {
-            half[i] = (uint16_t)random_bits();
-            row[i] = number_from_bf16(half[i]);
-        }
-        sum.row[0] = half;
-        rows->add(&sum, false, 136, out);
-        rows->quantise(half, false, 136, round % 2, codes, scales);
-        for (size_t i = 0; i < 136; i++) {
-            assert_true(isnan(row[i]) ? isnan(number_from_bf16(out[i])) : out[i] == (row[i] == 0 ? 0 : half[i]));
-            uint8_t code = number_to_e4m3(row[i] / scales[i / 128]);
-            assert_true(isnan(row[i] / scales[i / 128]) ? (codes[i] & 0x7f) == 0x7f : codes[i] == code);
+        check_wild(EXCHANGE_BF16, round % 2);
+        check_wild(EXCHANGE_FP16, round % 2);
+    }
+}
+
+enum { SOME = 136 }; /* whole blocks of vectors, single vectors, and some left over for one or another build */
+
+/* Every code, to fp32 and back, at each place of a row: the bits of number.h, payloads of NaN included. */
+static void every_fp16_is_alike_everywhere(void **state)
+{
+    (void)state;
+    uint16_t row[SOME], out[SOME];
+    struct rows_sum sum = {.count = 1, .row = {row}, .weight = {1.0f}};
+    for (uint32_t first = 0; first < 0x10000; first++) {
+        for (uint32_t i = 0; i < SOME; i++)
+            row[i] = (uint16_t)(first + i * 977);
+        rows->add(&sum, EXCHANGE_FP16, SOME, out);
+        for (uint32_t i = 0; i < SOME; i++) {
+            uint16_t expected = number_to_fp16(number_from_fp16(row[i]) + 0.0f);
+            if (out[i] != expected) /* an assertion for each would take most of the time */
+                assert_int_equal(out[i], expected);
         }
     }
+}
+
+/* A sum that is `value` in each element: 1 times it as weight. */
+static void check_rounding(struct rows_sum *sum, float value)
+{
+    uint16_t out[SOME];
+    sum->weight[0] = value;
+    rows->add(sum, EXCHANGE_FP16, SOME, out);
+    assert_int_equal(out[0], number_to_fp16(value + 0.0f));
+    assert_memory_equal(out, out + 1, sizeof(out) - sizeof(*out));
+}
+
+static void every_rounding_to_fp16_is_alike_everywhere(void **state)
+{
+    (void)state;
+    uint16_t ones[SOME];
+    for (size_t i = 0; i < SOME; i++)
+        ones[i] = 0x3c00;
+    struct rows_sum sum = {.count = 1, .row = {ones}};
+    for (unsigned code = 0; code < 0x10000; code++) {
+        float value = number_from_fp16((uint16_t)code), next = number_from_fp16((uint16_t)(code ^ 1));
+        float middle = (value + next) / 2;
+        check_rounding(&sum, value);
+        check_rounding(&sum, nextafterf(value, -INFINITY));
+        check_rounding(&sum, middle);
+        check_rounding(&sum, nextafterf(middle, INFINITY));
+        check_rounding(&sum, nextafterf(middle, -INFINITY));
+    }
+    for (int i = 0; i < 100000; i++)
+        check_rounding(&sum, number_from_bits(random_bits()));
 }
 
 int main(void)
 {
     const struct CMUnitTest number_tests[] = {
-        cmocka_unit_test(bf16_rounds_to_nearest_even),  cmocka_unit_test(bf16_keeps_nan_and_infinity),
-        cmocka_unit_test(e4m3_rounds_to_nearest_even),  cmocka_unit_test(e4m3_saturates_and_keeps_nan),
-        cmocka_unit_test(powers_of_two_are_rounded_up),
+        cmocka_unit_test(bf16_rounds_to_nearest_even),     cmocka_unit_test(bf16_keeps_nan_and_infinity),
+        cmocka_unit_test(fp16_means_what_the_format_says), cmocka_unit_test(fp16_rounds_to_nearest_even),
+        cmocka_unit_test(fp16_keeps_nan_and_infinity),     cmocka_unit_test(e4m3_rounds_to_nearest_even),
+        cmocka_unit_test(e4m3_saturates_and_keeps_nan),    cmocka_unit_test(powers_of_two_are_rounded_up),
     };
     const struct CMUnitTest row_tests[] = {
-        cmocka_unit_test(rows_are_quantised_by_group),
-        cmocka_unit_test(sums_are_in_order_and_not_contracted),
-        cmocka_unit_test(sums_begin_at_plus_zero),
-        cmocka_unit_test(wild_values_are_alike_everywhere),
+        cmocka_unit_test(rows_are_quantised_by_group),    cmocka_unit_test(sums_are_in_order_and_not_contracted),
+        cmocka_unit_test(sums_begin_at_plus_zero),        cmocka_unit_test(wild_values_are_alike_everywhere),
+        cmocka_unit_test(every_fp16_is_alike_everywhere), cmocka_unit_test(every_rounding_to_fp16_is_alike_everywhere),
     };
     const struct rows_arithmetic *builds[ROWS_MAX_BUILDS];
     int failures = cmocka_run_group_tests_name("numbers", number_tests, NULL, NULL);

@@ -39,7 +39,7 @@ static void add_token(const struct cpu_exchange *x, const struct kernel_step *st
         sum.row[i] = part_view(x, step, args->own, token, i);
         sum.weight[i] = scale[i];
     }
-    x->rows->add(&sum, x->shape.fp32, (size_t)x->shape.hidden, out);
+    x->rows->add(&sum, x->shape.type, (size_t)x->shape.hidden, out);
 }
 
 /*

@@ -76,7 +76,7 @@ static void reduce_row(const struct returning *r, int rank, int32_t j)
     }
     unsigned char *to = result_row(r, rank, j);
     void *row = remote_open(to, r->x->scratch);
-    r->x->rows->add(&sum, shape->fp32, (size_t)shape->hidden, row);
+    r->x->rows->add(&sum, shape->type, (size_t)shape->hidden, row);
     remote_close(to, row, shape->result_bytes);
 }
 

@@ -39,7 +39,7 @@ static void sending_quantise(struct sending *s, const struct row_input *hidden, 
     size_t row_bytes = shape->array[0].row_bytes, scale_bytes = shape->array[1].row_bytes;
     for (int32_t t = begin; t < end; t++) {
         float *scales = (float *)(void *)(s->x->scales + (size_t)(t - begin) * scale_bytes);
-        s->x->rows->quantise(hidden->data + (size_t)t * hidden->stride, shape->fp32, (size_t)shape->hidden,
+        s->x->rows->quantise(hidden->data + (size_t)t * hidden->stride, shape->type, (size_t)shape->hidden,
                              shape->quantise == MUSTER_EP_QUANTISE_FP8_POW2,
                              s->x->codes + (size_t)(t - begin) * row_bytes, scales);
     }

@@ -7,7 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "muster/ep.h"
+#include "kernels/exchange.h"
 
 /* Rows to add up, in this order. */
 struct rows_sum {
@@ -23,9 +23,10 @@ struct rows_arithmetic {
      * out = (((+0 + weight[0] * row[0]) + weight[1] * row[1]) + ...), each product and each sum rounded to fp32 on its
      * own, the end rounded once to the type of the rows (X15). No rows: zeros.
      */
-    void (*add)(const struct rows_sum *sum, bool fp32, size_t elements, void *out);
+    void (*add)(const struct rows_sum *sum, enum exchange_type type, size_t elements, void *out);
     /* Codes and scales of one row, a scale per group of MUSTER_EP_FP8_GROUP elements. */
-    void (*quantise)(const void *row, bool fp32, size_t elements, bool power_of_two, uint8_t *codes, float *scales);
+    void (*quantise)(const void *row, enum exchange_type type, size_t elements, bool power_of_two, uint8_t *codes,
+                     float *scales);
 };
 
 extern const struct rows_arithmetic rows_plain, rows_avx2, rows_avx512;

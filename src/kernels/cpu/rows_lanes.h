@@ -2,7 +2,7 @@
 /*
  * The arithmetic of rows, LANES elements at a time, in the vector types that gcc and clang share. Included once by each
  * rows_*.c, which sets LANES, BLOCK (vectors whose sums stay in registers while the rows go by) and LANES_TARGET: every
- * processor does best with vectors of its own width.
+ * processor does best with vectors of its own width, and may have instructions of its own for fp16.
  */
 #include <assert.h>
 
@@ -16,24 +16,39 @@ typedef uint32_t bits_lanes __attribute__((vector_size(LANES * sizeof(uint32_t))
 typedef uint16_t half_lanes __attribute__((vector_size(LANES * sizeof(uint16_t))));
 typedef uint8_t code_lanes __attribute__((vector_size(LANES)));
 
+/*
+ * LANES numbers from fp16 and to it, as number_from_fp16() and number_to_fp16() do it, payloads of NaN included: what each
+ * rows_*.c defines with the means of its processors.
+ */
+LANES_TARGET static inline void lanes_from_fp16(const uint16_t *from, float_lanes *to);
+LANES_TARGET static inline void lanes_to_fp16(const float_lanes *from, uint16_t *to);
+
 /* What is left over after the last whole vector goes one by one. */
 
-INLINE float load_one(const void *row, bool fp32, size_t at)
+INLINE float load_one(const void *row, enum exchange_type type, size_t at)
 {
-    return fp32 ? ((const float *)row)[at] : number_from_bf16(((const uint16_t *)row)[at]);
+    if (type == EXCHANGE_FP32)
+        return ((const float *)row)[at];
+    uint16_t half = ((const uint16_t *)row)[at];
+    return type == EXCHANGE_FP16 ? number_from_fp16(half) : number_from_bf16(half);
 }
 
-INLINE void add_one(const struct rows_sum *sum, bool fp32, size_t at, void *out)
+INLINE void store_one(float value, enum exchange_type type, size_t at, void *out)
+{
+    if (type == EXCHANGE_FP32)
+        ((float *)out)[at] = value;
+    else
+        ((uint16_t *)out)[at] = type == EXCHANGE_FP16 ? number_to_fp16(value) : number_to_bf16(value);
+}
+
+INLINE void add_one(const struct rows_sum *sum, enum exchange_type type, size_t at, void *out)
 {
     float total = 0.0f;
     for (int32_t r = 0; r < sum->count; r++) {
-        float product = sum->weight[r] * load_one(sum->row[r], fp32, at);
+        float product = sum->weight[r] * load_one(sum->row[r], type, at);
         total = total + product;
     }
-    if (fp32)
-        ((float *)out)[at] = total;
-    else
-        ((uint16_t *)out)[at] = number_to_bf16(total);
+    store_one(total, type, at, out);
 }
 
 INLINE float larger(float largest, float value)
@@ -42,10 +57,14 @@ INLINE float larger(float largest, float value)
     return size > largest ? size : largest; /* false for a NaN, which therefore spoils no more than its own element */
 }
 
-INLINE void load_lanes(const void *row, bool fp32, size_t at, float_lanes *out)
+INLINE void load_lanes(const void *row, enum exchange_type type, size_t at, float_lanes *out)
 {
-    if (fp32) {
+    if (type == EXCHANGE_FP32) {
         memcpy(out, (const float *)row + at, sizeof(*out));
+        return;
+    }
+    if (type == EXCHANGE_FP16) {
+        lanes_from_fp16((const uint16_t *)row + at, out);
         return;
     }
     half_lanes half;
@@ -62,16 +81,22 @@ INLINE void round_lanes(const float_lanes *in, bits_lanes *out)
     *out = ((nan & is_nan) | (rounded & ~is_nan)) & 0xffff0000;
 }
 
-INLINE void add_lanes(const struct rows_sum *sum, size_t at, int vectors, float *out)
+/* Elements of fp32 and fp16, one to a lane. */
+INLINE void add_lanes(const struct rows_sum *sum, enum exchange_type type, size_t at, int vectors, void *out)
 {
     float_lanes total[BLOCK] = {{0}}, lanes;
     for (int32_t r = 0; r < sum->count; r++)
         for (int v = 0; v < vectors; v++) {
-            memcpy(&lanes, (const float *)sum->row[r] + at + (size_t)v * LANES, sizeof(lanes));
+            load_lanes(sum->row[r], type, at + (size_t)v * LANES, &lanes);
             lanes = lanes * sum->weight[r];
             total[v] = total[v] + lanes;
         }
-    memcpy(out + at, total, (size_t)vectors * sizeof(*total));
+    if (type == EXCHANGE_FP32) {
+        memcpy((float *)out + at, total, (size_t)vectors * sizeof(*total));
+        return;
+    }
+    for (int v = 0; v < vectors; v++)
+        lanes_to_fp16(&total[v], (uint16_t *)out + at + (size_t)v * LANES);
 }
 
 /*
@@ -100,15 +125,15 @@ INLINE void add_pairs(const struct rows_sum *sum, size_t at, int vectors, uint16
     }
 }
 
-INLINE void add_row_fp32(const struct rows_sum *sum, size_t elements, void *out)
+INLINE void add_row(const struct rows_sum *sum, enum exchange_type type, size_t elements, void *out)
 {
     size_t at = 0;
     for (; at + BLOCK * LANES <= elements; at += BLOCK * LANES)
-        add_lanes(sum, at, BLOCK, out);
+        add_lanes(sum, type, at, BLOCK, out);
     for (; at + LANES <= elements; at += LANES)
-        add_lanes(sum, at, 1, out);
+        add_lanes(sum, type, at, 1, out);
     for (; at < elements; at++)
-        add_one(sum, true, at, out);
+        add_one(sum, type, at, out);
 }
 
 INLINE void add_row_bf16(const struct rows_sum *sum, size_t elements, void *out)
@@ -119,17 +144,17 @@ INLINE void add_row_bf16(const struct rows_sum *sum, size_t elements, void *out)
     for (; at + 2 * LANES <= elements; at += 2 * LANES)
         add_pairs(sum, at, 1, out);
     for (; at < elements; at++)
-        add_one(sum, false, at, out);
+        add_one(sum, EXCHANGE_BF16, at, out);
 }
 
-INLINE float group_scale(const void *row, bool fp32, size_t at, size_t end, bool power_of_two)
+INLINE float group_scale(const void *row, enum exchange_type type, size_t at, size_t end, bool power_of_two)
 {
     float_lanes largest, lanes;
     float most = 1e-4f;
     for (int i = 0; i < LANES; i++)
         largest[i] = most;
     for (; at + LANES <= end; at += LANES) {
-        load_lanes(row, fp32, at, &lanes);
+        load_lanes(row, type, at, &lanes);
         bits_lanes size = (bits_lanes)lanes & 0x7fffffff;
         bits_lanes above = (bits_lanes)((float_lanes)size > largest);
         largest = (float_lanes)((size & above) | ((bits_lanes)largest & ~above));
@@ -137,7 +162,7 @@ INLINE float group_scale(const void *row, bool fp32, size_t at, size_t end, bool
     for (int i = 0; i < LANES; i++)
         most = larger(most, largest[i]);
     for (; at < end; at++)
-        most = larger(most, load_one(row, fp32, at));
+        most = larger(most, load_one(row, type, at));
     float scale = most / 448.0f;
     return power_of_two ? number_power_of_two_above(scale) : scale;
 }
@@ -164,41 +189,46 @@ INLINE void encode_lanes(const float_lanes *in, uint8_t *codes)
     memcpy(codes, &out, sizeof(out));
 }
 
-INLINE void quantise_group(const void *row, bool fp32, size_t at, size_t end, float scale, uint8_t *codes)
+INLINE void quantise_group(const void *row, enum exchange_type type, size_t at, size_t end, float scale, uint8_t *codes)
 {
     float_lanes lanes;
     for (; at + LANES <= end; at += LANES) {
-        load_lanes(row, fp32, at, &lanes);
+        load_lanes(row, type, at, &lanes);
         lanes = lanes / scale;
         encode_lanes(&lanes, codes + at);
     }
     for (; at < end; at++)
-        codes[at] = number_to_e4m3(load_one(row, fp32, at) / scale);
+        codes[at] = number_to_e4m3(load_one(row, type, at) / scale);
 }
 
-INLINE void quantise_row(const void *row, bool fp32, size_t elements, bool power_of_two, uint8_t *codes, float *scales)
+INLINE void quantise_row(const void *row, enum exchange_type type, size_t elements, bool power_of_two, uint8_t *codes,
+                         float *scales)
 {
     for (size_t at = 0; at < elements; at += MUSTER_EP_FP8_GROUP) {
         size_t end = elements - at < MUSTER_EP_FP8_GROUP ? elements : at + MUSTER_EP_FP8_GROUP;
-        float scale = group_scale(row, fp32, at, end, power_of_two);
+        float scale = group_scale(row, type, at, end, power_of_two);
         *scales++ = scale;
-        if (fp32)
-            quantise_group(row, true, at, end, scale, codes);
-        else
-            quantise_group(row, false, at, end, scale, codes);
+        quantise_group(row, type, at, end, scale, codes);
     }
 }
 
-LANES_TARGET static void add(const struct rows_sum *sum, bool fp32, size_t elements, void *out)
+/* A copy of the code for each type, so that no loop asks which it is. */
+
+LANES_TARGET static void add(const struct rows_sum *sum, enum exchange_type type, size_t elements, void *out)
 {
-    if (fp32)
-        add_row_fp32(sum, elements, out);
-    else
-        add_row_bf16(sum, elements, out);
+    switch (type) {
+    case EXCHANGE_BF16: add_row_bf16(sum, elements, out); break;
+    case EXCHANGE_FP16: add_row(sum, EXCHANGE_FP16, elements, out); break;
+    case EXCHANGE_FP32: add_row(sum, EXCHANGE_FP32, elements, out); break;
+    }
 }
 
-LANES_TARGET static void quantise(const void *row, bool fp32, size_t elements, bool power_of_two, uint8_t *codes,
-                                  float *scales)
+LANES_TARGET static void quantise(const void *row, enum exchange_type type, size_t elements, bool power_of_two,
+                                  uint8_t *codes, float *scales)
 {
-    quantise_row(row, fp32, elements, power_of_two, codes, scales);
+    switch (type) {
+    case EXCHANGE_BF16: quantise_row(row, EXCHANGE_BF16, elements, power_of_two, codes, scales); break;
+    case EXCHANGE_FP16: quantise_row(row, EXCHANGE_FP16, elements, power_of_two, codes, scales); break;
+    case EXCHANGE_FP32: quantise_row(row, EXCHANGE_FP32, elements, power_of_two, codes, scales); break;
+    }
 }

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * Number formats, bit for bit those of kernels/cpu/number.h: the same integer arithmetic, so that no intrinsic's
- * treatment of NaN or of the largest value can differ.
+ * treatment of NaN or of the largest value can differ. The device converts fp16 itself, as IEEE 754 says and number.h
+ * does, with subnormals and infinities; only a NaN loses sign and payload, which a sum on the device does anyway.
  */
 #ifndef CUDA_CAST_CUH
 #define CUDA_CAST_CUH
 
+#include <cuda_fp16.h>
 #include <stdint.h>
 
 __device__ __forceinline__ float number_from_bf16(uint16_t half)
@@ -19,6 +21,11 @@ __device__ __forceinline__ uint16_t number_to_bf16(float value)
     uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
     uint32_t nan = bits >> 16 | 0x40;
     return (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? nan : rounded);
+}
+
+__device__ __forceinline__ float number_from_fp16(uint16_t half)
+{
+    return __half2float(__ushort_as_half(half));
 }
 
 /* e4m3fn: what is too large saturates at +-448, only NaN becomes NaN. See number.h for why this is right. */
@@ -49,6 +56,18 @@ __device__ __forceinline__ float2 numbers_from_bf16(uint32_t word)
 __device__ __forceinline__ uint32_t numbers_to_bf16(float low, float high)
 {
     return number_to_bf16(low) | (uint32_t)number_to_bf16(high) << 16;
+}
+
+/* Likewise of fp16. */
+__device__ __forceinline__ float2 numbers_from_fp16(uint32_t word)
+{
+    return make_float2(number_from_fp16((uint16_t)word), number_from_fp16((uint16_t)(word >> 16)));
+}
+
+__device__ __forceinline__ uint32_t numbers_to_fp16(float low, float high)
+{
+    __half2 both = __floats2half2_rn(low, high);
+    return __half_as_ushort(__low2half(both)) | (uint32_t)__half_as_ushort(__high2half(both)) << 16;
 }
 
 #endif

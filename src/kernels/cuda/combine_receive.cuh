@@ -107,7 +107,7 @@ __device__ inline void add_up_tokens(const struct cuda_launch &l, const struct t
             int32_t token = first + n * blocks;
             if (!await_ranks<FT>(l, turn, token))
                 return;
-            sum_row(&parts[n], l.shape.fp32, args.out + (size_t)token * l.shape.result_bytes, l.shape.result_bytes);
+            sum_row(&parts[n], l.shape.type, args.out + (size_t)token * l.shape.result_bytes, l.shape.result_bytes);
         }
     }
 }

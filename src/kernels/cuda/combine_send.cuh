@@ -114,7 +114,7 @@ __device__ inline void return_row(const struct cuda_launch &l, const struct turn
     if (!shape.expert_major)
         copy_row(sum, rank_row(l, turn, send, rank, j), bytes, threadIdx.x, blockDim.x);
     else if (!shape.exact)
-        sum_row(&row->parts, shape.fp32, sum, bytes);
+        sum_row(&row->parts, shape.type, sum, bytes);
     else
         for (int i = 0; i < row->parts.count; i++)
             copy_row(home + (size_t)row->k[i] * bytes, row->parts.row[i], bytes, threadIdx.x, blockDim.x);

@@ -171,7 +171,7 @@ __device__ inline void push_quantised(const struct cuda_launch &l, const struct 
     for (int32_t piece = threadIdx.x; piece < (pieces + 31) / 32 * 32; piece += blockDim.x) {
         float value[QUANTISE_PIECE];
         int32_t at = piece * QUANTISE_PIECE;
-        quantise_load(row, l.shape.fp32, at, hidden, value);
+        quantise_load(row, l.shape.type, at, hidden, value);
         float scale = quantise_scale(value, power_of_two);
         uint4 codes = quantise_codes(value, scale);
         for (int i = 0; i < token->destinations && at < hidden; i++) {

@@ -8,19 +8,29 @@
 
 #include "kernels/cuda/cast.cuh"
 #include "kernels/cuda/copy.cuh"
+#include "kernels/exchange.h"
 #include "muster/ep.h"
 
 enum { QUANTISE_PIECE = 16, QUANTISE_LANES = MUSTER_EP_FP8_GROUP / QUANTISE_PIECE };
 
+__device__ __forceinline__ float quantise_value(const unsigned char *row, enum exchange_type type, int32_t at)
+{
+    switch (type) {
+    case EXCHANGE_BF16: return number_from_bf16(((const uint16_t *)row)[at]);
+    case EXCHANGE_FP16: return number_from_fp16(((const uint16_t *)row)[at]);
+    default: return ((const float *)row)[at];
+    }
+}
+
 /* Sixteen values of a row from `at`; fewer at its end, the rest is 0. */
-__device__ inline void quantise_load(const unsigned char *row, bool fp32, int32_t at, int32_t hidden,
+__device__ inline void quantise_load(const unsigned char *row, enum exchange_type type, int32_t at, int32_t hidden,
                                      float value[QUANTISE_PIECE])
 {
 #pragma unroll
     for (int i = 0; i < QUANTISE_PIECE; i++) {
         value[i] = 0.0f;
         if (at + i < hidden)
-            value[i] = fp32 ? ((const float *)row)[at + i] : number_from_bf16(((const uint16_t *)row)[at + i]);
+            value[i] = quantise_value(row, type, at + i);
     }
 }
 

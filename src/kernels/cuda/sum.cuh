@@ -9,6 +9,7 @@
 
 #include "kernels/cuda/cast.cuh"
 #include "kernels/cuda/copy.cuh"
+#include "kernels/exchange.h"
 #include "muster/ep.h"
 
 /* The rows that are added up to one. In shared memory. */
@@ -53,33 +54,43 @@ __device__ __forceinline__ float sum_step(float total, float value, float weight
     return __fadd_rn(total, __fmul_rn(value, weight));
 }
 
-/* Adds one piece of a row: eight values of bf16, or four of fp32. */
-template <bool FP32> __device__ __forceinline__ void sum_add(float total[8], uint4 piece, float weight)
+/* Adds one piece of a row: eight values of bf16 or fp16, or four of fp32. */
+template <enum exchange_type TYPE> __device__ __forceinline__ void sum_add(float total[8], uint4 piece, float weight)
 {
     const uint32_t word[4] = {piece.x, piece.y, piece.z, piece.w};
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        if (FP32) {
+        if (TYPE == EXCHANGE_FP32) {
             total[i] = sum_step(total[i], __uint_as_float(word[i]), weight);
             continue;
         }
-        float2 value = numbers_from_bf16(word[i]);
+        float2 value = TYPE == EXCHANGE_FP16 ? numbers_from_fp16(word[i]) : numbers_from_bf16(word[i]);
         total[2 * i] = sum_step(total[2 * i], value.x, weight);
         total[2 * i + 1] = sum_step(total[2 * i + 1], value.y, weight);
     }
 }
 
-template <bool FP32> __device__ __forceinline__ uint4 sum_round(const float total[8])
+/* Word i of the sums' piece. */
+template <enum exchange_type TYPE> __device__ __forceinline__ uint32_t sum_word(const float total[8], int i)
+{
+    switch (TYPE) {
+    case EXCHANGE_BF16: return numbers_to_bf16(total[2 * i], total[2 * i + 1]);
+    case EXCHANGE_FP16: return numbers_to_fp16(total[2 * i], total[2 * i + 1]);
+    default: return __float_as_uint(total[i]);
+    }
+}
+
+template <enum exchange_type TYPE> __device__ __forceinline__ uint4 sum_round(const float total[8])
 {
     uint32_t word[4];
 #pragma unroll
     for (int i = 0; i < 4; i++)
-        word[i] = FP32 ? __float_as_uint(total[i]) : numbers_to_bf16(total[2 * i], total[2 * i + 1]);
+        word[i] = sum_word<TYPE>(total, i);
     return make_uint4(word[0], word[1], word[2], word[3]);
 }
 
 /* The sum of the pieces at `at` of all parts. */
-template <bool FP32> __device__ inline uint4 sum_pieces(const struct sum_parts *parts, size_t at)
+template <enum exchange_type TYPE> __device__ inline uint4 sum_pieces(const struct sum_parts *parts, size_t at)
 {
     float total[8] = {0, 0, 0, 0, 0, 0, 0, 0};
     for (int begin = 0; begin < parts->count; begin += SUM_FLIGHT) {
@@ -91,17 +102,26 @@ template <bool FP32> __device__ inline uint4 sum_pieces(const struct sum_parts *
 #pragma unroll
         for (int i = 0; i < SUM_FLIGHT; i++)
             if (begin + i < parts->count)
-                sum_add<FP32>(total, piece[i], parts->weight[begin + i]);
+                sum_add<TYPE>(total, piece[i], parts->weight[begin + i]);
     }
-    return sum_round<FP32>(total);
+    return sum_round<TYPE>(total);
+}
+
+__device__ inline uint4 sum_pieces_of(enum exchange_type type, const struct sum_parts *parts, size_t at)
+{
+    switch (type) {
+    case EXCHANGE_BF16: return sum_pieces<EXCHANGE_BF16>(parts, at);
+    case EXCHANGE_FP16: return sum_pieces<EXCHANGE_FP16>(parts, at);
+    default: return sum_pieces<EXCHANGE_FP32>(parts, at);
+    }
 }
 
 /* Adds the parts up to one row of `bytes`, by all threads of a block. */
-__device__ inline void sum_row(const struct sum_parts *parts, bool fp32, unsigned char *to, size_t bytes)
+__device__ inline void sum_row(const struct sum_parts *parts, enum exchange_type type, unsigned char *to, size_t bytes)
 {
     bool aligned = copy_width(copy_bits(to)) == 16;
     for (size_t at = (size_t)threadIdx.x * SUM_PIECE; at < bytes; at += (size_t)blockDim.x * SUM_PIECE)
-        sum_store(to + at, fp32 ? sum_pieces<true>(parts, at) : sum_pieces<false>(parts, at), aligned);
+        sum_store(to + at, sum_pieces_of(type, parts, at), aligned);
 }
 
 #endif
