@@ -62,7 +62,7 @@ static struct chaos_plan make_plan(const struct chaos_options *o, int32_t number
         .number = number,
         .kind = o->kind[number % o->kind_count],
         .victim = (int32_t)(chaos_random(&state) % (uint64_t)o->shape.ranks),
-        .graph = number / o->kind_count % 2 == 1,
+        .graph = o->shape.gpu && number / o->kind_count % 2 == 1,
         .pair = (int32_t)(chaos_random(&state) % CHAOS_PAIRS),
         .delay_ns = chaos_random(&state) % (MOST_DELAY_MS * MS_NS),
     };

@@ -131,43 +131,43 @@ static void reap(struct chaos_crew *crew, bool judge)
     }
 }
 
-static int32_t count_running(const struct chaos_crew *crew)
+static bool any_of(const struct chaos_crew *crew, muster_mask who)
 {
-    int32_t count = 0;
-    for (int32_t r = 0; r < crew->options->shape.ranks; r++)
-        count += crew->pid[r] != 0;
-    return count;
+    for (int r = mask_next(who, 0); r >= 0; r = mask_next(who, r + 1))
+        if (crew->pid[r])
+            return true;
+    return false;
 }
 
 bool chaos_crew_all_run(const struct chaos_crew *crew)
 {
-    return count_running(crew) == crew->options->shape.ranks;
+    for (int32_t r = 0; r < crew->options->shape.ranks; r++)
+        if (!crew->pid[r])
+            return false;
+    return true;
 }
 
 /* ---- waiting ---- */
 
-/* With nobody left there is nobody of whom it is true. */
 static bool all_are(const struct chaos_crew *crew, chaos_condition *done, muster_mask who)
 {
-    bool any = false;
-    for (int r = mask_next(who, 0); r >= 0; r = mask_next(who, r + 1)) {
+    for (int r = mask_next(who, 0); r >= 0; r = mask_next(who, r + 1))
         if (crew->pid[r] && !done(&crew->board->seat[r]))
             return false;
-        any = any || crew->pid[r];
-    }
-    return any;
+    return true;
 }
 
+/* Of whom does not run it cannot be true any more; with nobody left there is nobody of whom it is. */
 bool chaos_crew_await(struct chaos_crew *crew, chaos_condition *done, muster_mask who, uint64_t timeout_ns)
 {
     uint64_t end_ns = clock_ns() + timeout_ns;
-    while (!all_are(crew, done, who)) {
+    while (any_of(crew, who) && !all_are(crew, done, who)) {
         reap(crew, true);
         if (crew->failed || clock_ns() > end_ns)
             return false;
         usleep(LOOK_US);
     }
-    return true;
+    return any_of(crew, who);
 }
 
 bool chaos_crew_await_exit(struct chaos_crew *crew, int32_t rank, uint64_t timeout_ns)
@@ -184,8 +184,9 @@ bool chaos_crew_await_exit(struct chaos_crew *crew, int32_t rank, uint64_t timeo
 
 static void await_exits(struct chaos_crew *crew, uint64_t timeout_ns)
 {
+    muster_mask all = mask_first(crew->options->shape.ranks);
     uint64_t end_ns = clock_ns() + timeout_ns;
-    for (reap(crew, false); count_running(crew) > 0 && clock_ns() < end_ns; reap(crew, false))
+    for (reap(crew, false); any_of(crew, all) && clock_ns() < end_ns; reap(crew, false))
         usleep(LOOK_US);
 }
 

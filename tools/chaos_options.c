@@ -11,6 +11,7 @@
 enum {
     KEY_TIMEOUT = 256,
     KEY_SPOIL,
+    LEAST_RANKS = 2,
     CPU_RANKS = 4, /* by default */
     MOST_TOKENS = 4096,
     MOST_HIDDEN = 65536,
@@ -50,18 +51,22 @@ static const char text[] =
     "part in an exact step before the next fault. So all faults happen to one group.\v"
     "Kinds of faults:\n"
     "  kill     SIGKILL at any moment\n"
-    "  stop     SIGSTOP at any moment: the rank must be suspected, fenced and left out\n"
-    "  hang     before one of its dispatches lies a kernel that never ends (on the CPU: it sleeps for ever)\n"
-    "  between  SIGKILL after one of its dispatches, before the combine is enqueued\n\n"
-    "On GPUs the steps of every other round of kinds are replays of a captured graph.\n\n"
-    "  errors       trials in which a survivor saw an error: of the device, or a status that a peer's death does not "
-    "excuse\n"
-    "  hangs        trials that did not come to their end within all deadlines; a fresh group goes on with the rest\n"
+    "  stop     SIGSTOP at any moment; the rank must be suspected and fenced\n"
+    "  hang     a kernel that never ends lies before one of its dispatches\n"
+    "           (on the CPU: it sleeps for ever)\n"
+    "  between  SIGKILL between one of its dispatches and the combine\n\n"
+    "On GPUs the steps of every other round of kinds are replays of a graph.\n\n"
+    "What is counted:\n"
+    "  errors       trials in which a survivor saw an error: of the device, or\n"
+    "               a status that a peer's death does not excuse\n"
+    "  hangs        trials that did not come to an end within all deadlines;\n"
+    "               a fresh group goes on with the rest\n"
     "  wrong bytes  of steps that counted as good\n"
-    "  void steps   of survivors, from the fault until the victim's successor was back\n"
-    "  expelled     ranks that were taken for hanging though they were only slow: allowed, and counted\n\n"
+    "  void steps   of survivors, until the victim's successor was back\n"
+    "  expelled     ranks that were taken for hanging but were only slow:\n"
+    "               allowed, and counted\n\n"
     "Exit status: 0 if there were no errors, no hangs and no wrong bytes; 1 otherwise; 2 for usage; 3 if it cannot be "
-    "done on this machine.\n\n"
+    "done on this machine, for example without a GPU.\n\n"
     "Examples:\n"
     "  muster chaos gpu\n"
     "  muster chaos cpu --ranks 8 --trials 1000 --kinds kill,stop --json";
@@ -101,17 +106,9 @@ static void check_configs(struct argp_state *state, const struct chaos_shape *s)
     for (int32_t i = 0; i < CHAOS_EXCHANGES; i++) {
         muster_ep_config config = chaos_step_config(s, i);
         uint64_t bytes;
-        if (muster_ep_memory_bytes(&config, s->ranks, &bytes) != MUSTER_OK)
+        if (muster_ep_memory_bytes(&config, s->ranks ? s->ranks : LEAST_RANKS, &bytes) != MUSTER_OK)
             argp_error(state, "%s", muster_last_error());
     }
-}
-
-static void complete(struct argp_state *state, struct chaos_options *o)
-{
-    if (state->arg_num > 0)
-        argp_error(state, "too many arguments");
-    if (o->shape.ranks > 0)
-        check_configs(state, &o->shape);
 }
 
 static error_t parse_option(int key, char *value, struct argp_state *state)
@@ -122,7 +119,7 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     case 'T': o->trials = number(state, "trials", value, 1, CHAOS_MAX_TRIALS); return 0;
     case 'K': set_kinds(state, o, value); return 0;
     case 's': s->seed = tool_number(state, "seed", value, 0, INT64_MAX); return 0;
-    case 'n': s->ranks = number(state, "ranks", value, 2, MUSTER_MAX_RANKS); return 0;
+    case 'n': s->ranks = number(state, "ranks", value, LEAST_RANKS, MUSTER_MAX_RANKS); return 0;
     case 't': s->tokens = number(state, "tokens", value, 1, MOST_TOKENS); return 0;
     case 'H': s->hidden = number(state, "hidden", value, 8, MOST_HIDDEN); return 0;
     case 'k': s->topk = number(state, "topk", value, 1, MUSTER_EP_MAX_TOPK); return 0;
@@ -130,7 +127,7 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     case KEY_TIMEOUT: s->timeout_ms = number(state, "timeout-ms", value, LEAST_TIMEOUT_MS, MOST_TIMEOUT_MS); return 0;
     case 'j': o->json = true; return 0;
     case KEY_SPOIL: s->spoil = true; return 0;
-    case ARGP_KEY_END: complete(state, o); return 0;
+    case ARGP_KEY_END: check_configs(state, s); return 0;
     default: return ARGP_ERR_UNKNOWN;
     }
 }

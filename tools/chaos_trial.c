@@ -7,20 +7,22 @@
 
 #include "chaos.h"
 #include "core/clock.h"
+#include "core/config.h"
 #include "core/mask.h"
 #include "process.h"
 
 #define SECOND_NS UINT64_C(1000000000)
 #define START_NS (60 * SECOND_NS) /* for a process to come up and take part */
 #define LOOK_NS (SECOND_NS / 5)
-#define RESUME_NS (15 * SECOND_NS) /* beyond the deadlines: a suspect on a GPU takes its time to exit */
 
 /* How many operation timeouts there may be from a fault to the next good step: see STEP_TIMEOUTS in chaos_rank.c. */
 enum { TIMEOUTS = 20 };
 
+/* Beyond the deadlines, a suspect may take its time to exit; if it takes too long, the group says so. */
 static uint64_t bound_ns(const struct chaos_crew *crew)
 {
-    return RESUME_NS + (uint64_t)crew->options->shape.timeout_ms * TIMEOUTS * 1000000;
+    uint64_t fence_ns = config_number(CONFIG_FENCE_TIMEOUT_US) * 1000;
+    return fence_ns + fence_ns / 2 + (uint64_t)crew->options->shape.timeout_ms * TIMEOUTS * 1000000;
 }
 
 static bool is_full(const struct chaos_seat *seat)
@@ -72,6 +74,11 @@ static void sleep_ns(uint64_t ns)
 
 /* ---- the fault ---- */
 
+static muster_mask only(int32_t rank)
+{
+    return mask_with((muster_mask){{0, 0}}, rank);
+}
+
 /* A signal comes from here; what must happen at a certain place in a step the victim does itself. */
 static bool strike(struct chaos_crew *crew, const struct chaos_plan *plan)
 {
@@ -83,8 +90,12 @@ static bool strike(struct chaos_crew *crew, const struct chaos_plan *plan)
     }
     atomic_store(&seat->fault_pair, plan->pair);
     atomic_store(&seat->fault, 1 + (uint32_t)plan->kind);
-    return chaos_crew_await(crew, is_struck, mask_with((muster_mask){{0, 0}}, plan->victim), bound_ns(crew)) ||
-           atomic_load(&seat->fault_ns) || chaos_crew_fail_late(crew, "the victim's fault has not come");
+    if (chaos_crew_await(crew, is_struck, only(plan->victim), bound_ns(crew)))
+        return true;
+    if (chaos_crew_runs(crew, plan->victim))
+        return chaos_crew_fail_late(crew, "the victim's fault has not come");
+    chaos_mark(&seat->fault_ns); /* it is gone: the fault came in the meantime, or it was expelled before */
+    return !crew->failed;
 }
 
 /* ---- what the survivors make of it ---- */
