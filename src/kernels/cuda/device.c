@@ -269,7 +269,13 @@ static muster_status device_verdict(struct device *device, struct device_verdict
     bool written = device_verdict_waits(device, step);
     const struct cuda_verdict *v = &device->mailbox->verdict[(step - 1) % CUDA_VERDICTS];
     if (written) {
-        *verdict = (struct device_verdict){v->step, v->failure, v->failure_detail, v->epoch, v->mask};
+        *verdict = (struct device_verdict){.step = v->step,
+                                           .failure = v->failure,
+                                           .failure_detail = v->failure_detail,
+                                           .epoch = v->epoch,
+                                           .mask = v->mask};
+        if (v->failure)
+            verdict->overdue = (muster_mask){{device->mailbox->overdue[0], device->mailbox->overdue[1]}};
         device->verdicts_read = v->step;
         device->forget = device->forget || v->failure;
     }
