@@ -37,7 +37,8 @@ enum chaos_end { CHAOS_GOOD, CHAOS_ERRED, CHAOS_HANGS };
 struct chaos_outcome {
     enum chaos_end end;
     double detect_ms, agree_ms, resume_ms; /* if it ended well */
-    uint64_t wrong, voids; /* bytes and steps of the survivors, until the victim was back */
+    uint64_t steps, voids; /* good and void ones of survivors, from the trial before until the victim was back */
+    uint64_t wrong; /* bytes of good steps */
     int32_t expelled; /* ranks that were left out though nothing was done to them */
     char why[CHAOS_REASON_BYTES]; /* if it did not end well */
 };
@@ -61,7 +62,7 @@ struct chaos_crew {
 /* What came of all trials of a kind, or of all kinds. */
 struct chaos_tally {
     int32_t trials, errors, hangs, expelled;
-    uint64_t wrong, voids;
+    uint64_t steps, voids, wrong;
     int32_t times; /* trials that ended well */
     double *detect_ms, *agree_ms, *resume_ms; /* [times], room for all */
 };
@@ -74,8 +75,11 @@ void chaos_parse(int argc, char **argv, bool gpu, struct chaos_options *options)
 /* A store and a board, and nobody there yet. False: `why`. */
 bool chaos_crew_open(struct chaos_crew *crew, const struct chaos_options *options);
 
-/* Lets all ranks leave, kills who does not, and frees everything. */
-void chaos_crew_close(struct chaos_crew *crew, bool in_order);
+/*
+ * Lets all ranks leave, if in_order; kills who does not, and frees everything. False if one should have left in good order
+ * and did not: `why`.
+ */
+bool chaos_crew_close(struct chaos_crew *crew, bool in_order);
 
 /* Starts every rank that does not run, as a new process. */
 bool chaos_crew_start(struct chaos_crew *crew);

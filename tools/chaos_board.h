@@ -58,7 +58,7 @@ struct chaos_seat {
     _Atomic uint32_t good_epoch;
     _Atomic uint32_t at; /* enum chaos_at */
     _Atomic uint32_t epoch; /* of the last step */
-    _Atomic uint64_t steps, voids; /* good and void ones */
+    _Atomic uint64_t steps, voids; /* good and void ones; taken by the supervisor */
     _Atomic uint64_t wrong; /* bytes of good steps that were not what they should be */
     _Atomic uint32_t failure; /* enum chaos_failure; `why` is complete when it is set */
     char why[CHAOS_WHY_BYTES];

@@ -43,6 +43,7 @@ static void tally_add(struct chaos_tally *t, const struct chaos_outcome *outcome
     t->hangs += outcome->end == CHAOS_HANGS;
     t->expelled += outcome->expelled;
     t->wrong += outcome->wrong;
+    t->steps += outcome->steps;
     t->voids += outcome->voids;
     if (outcome->end != CHAOS_GOOD)
         return;
@@ -80,10 +81,15 @@ static bool start_crew(struct campaign *c)
     return false;
 }
 
-static void stop_crew(struct campaign *c, bool in_order)
+/* False, said on stderr: a rank should have left in good order and did not. */
+static bool stop_crew(struct campaign *c, bool in_order)
 {
-    chaos_crew_close(&c->crew, in_order);
     c->running = false;
+    if (chaos_crew_close(&c->crew, in_order))
+        return true;
+    chaos_print_progress(c->options, NULL, NULL);
+    fprintf(stderr, "muster chaos: at the end: %s\n", c->crew.why);
+    return false;
 }
 
 static void say_failure(const struct campaign *c, const struct chaos_plan *plan, const struct chaos_outcome *outcome)
@@ -115,9 +121,7 @@ static bool run_trials(struct campaign *c)
             return false;
         run_trial(c, &plan);
     }
-    if (c->running)
-        stop_crew(c, true);
-    return true;
+    return !c->running || stop_crew(c, true);
 }
 
 /* ---- the whole ---- */

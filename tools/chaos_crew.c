@@ -103,6 +103,8 @@ bool chaos_crew_runs(const struct chaos_crew *crew, int32_t rank)
 static void judge_end(struct chaos_crew *crew, int32_t rank, int status)
 {
     const struct chaos_seat *seat = &crew->board->seat[rank];
+    if (status == 0 && atomic_load(&crew->board->finish))
+        return;
     bool killed = WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
     bool expelled = killed || (WIFEXITED(status) && WEXITSTATUS(status) == CHAOS_EXPELLED);
     if (expelled && rank != crew->victim)
@@ -182,12 +184,16 @@ bool chaos_crew_await_exit(struct chaos_crew *crew, int32_t rank, uint64_t timeo
     return true;
 }
 
-static void await_exits(struct chaos_crew *crew, uint64_t timeout_ns)
+static bool await_exits(struct chaos_crew *crew, bool judge, uint64_t timeout_ns)
 {
     muster_mask all = mask_first(crew->options->shape.ranks);
     uint64_t end_ns = clock_ns() + timeout_ns;
-    for (reap(crew, false); any_of(crew, all) && clock_ns() < end_ns; reap(crew, false))
+    for (reap(crew, judge); any_of(crew, all); reap(crew, judge)) {
+        if (clock_ns() > end_ns)
+            return false;
         usleep(LOOK_US);
+    }
+    return true;
 }
 
 /* ---- from beginning to end ---- */
@@ -215,20 +221,21 @@ bool chaos_crew_open(struct chaos_crew *crew, const struct chaos_options *option
     return chaos_crew_fail(crew, CHAOS_ERRED, "the store: %s", muster_last_error());
 }
 
-void chaos_crew_close(struct chaos_crew *crew, bool in_order)
+bool chaos_crew_close(struct chaos_crew *crew, bool in_order)
 {
     if (crew->board)
         atomic_store(&crew->board->finish, true);
-    if (in_order)
-        await_exits(crew, LEAVE_NS);
+    if (in_order && !await_exits(crew, true, LEAVE_NS))
+        chaos_crew_fail_late(crew, "not everybody has left");
     for (int32_t r = 0; r < crew->options->shape.ranks; r++)
         if (crew->pid[r])
             process_signal(crew->pid[r], SIGKILL);
-    await_exits(crew, EXIT_NS);
+    await_exits(crew, false, EXIT_NS);
     store_server_destroy(crew->server);
     if (crew->log_fd >= 0)
         close(crew->log_fd);
     if (crew->board)
         close(crew->board_fd);
     chaos_board_close(crew->board);
+    return !in_order || !crew->failed;
 }

@@ -211,10 +211,9 @@ static void must_match(const struct rank *r, const struct chaos_when *when, cons
     _exit(EXIT_FAILURE);
 }
 
-static void note_good(const struct rank *r, const struct chaos_when *when)
+static void note_right(const struct rank *r, const struct chaos_when *when)
 {
     struct chaos_seat *seat = r->seat;
-    atomic_fetch_add(&seat->steps, 1);
     if (mask_count(when->mask) == r->board->shape.ranks)
         chaos_mark(&seat->full_ns);
     if (mask_has(when->mask, atomic_load(&r->board->victim)) || atomic_load(&seat->good_ns))
@@ -232,10 +231,9 @@ static void check_good(struct rank *r, const struct chaos_when *when)
     is_at(r, CHAOS_AT_CHECK);
     must(r, chaos_step_check(&r->step, when, &wrong), "fetching the results");
     atomic_fetch_add(&r->seat->wrong, wrong);
+    atomic_fetch_add(&r->seat->steps, 1);
     if (wrong == 0)
-        note_good(r, when);
-    else
-        atomic_fetch_add(&r->seat->steps, 1);
+        note_right(r, when);
 }
 
 static void judge(struct rank *r, const struct chaos_when *when)

@@ -63,8 +63,8 @@ void chaos_print_header(const struct chaos_options *o)
     printf("# %d tokens of %d bf16, top-%d, %d experts a rank; operation timeout %d ms; seed %llu\n", s->tokens,
            s->hidden, s->topk, s->slots, s->timeout_ms, (unsigned long long)s->seed);
     printf("# from the fault, in ms, p50 and p99: to its first sign, to the new view on all, to a good step on all\n");
-    printf("#\n# %-8s %6s %6s %6s %11s %10s %8s %19s %19s %19s\n", "kind", "trials", "errors", "hangs", "wrong bytes",
-           "void steps", "expelled", "detect", "agree", "resume");
+    printf("#\n# %-8s %6s %6s %6s %11s %10s %10s %8s %19s %19s %19s\n", "kind", "trials", "errors", "hangs",
+           "wrong bytes", "good steps", "void steps", "expelled", "detect", "agree", "resume");
 }
 
 static void print_times(const double *sorted, int32_t count)
@@ -77,8 +77,8 @@ static void print_times(const double *sorted, int32_t count)
 
 static void print_text(const char *name, const struct chaos_tally *t)
 {
-    printf("  %-8s %6d %6d %6d %11llu %10llu %8d", name, t->trials, t->errors, t->hangs, (unsigned long long)t->wrong,
-           (unsigned long long)t->voids, t->expelled);
+    printf("  %-8s %6d %6d %6d %11llu %10llu %10llu %8d", name, t->trials, t->errors, t->hangs,
+           (unsigned long long)t->wrong, (unsigned long long)t->steps, (unsigned long long)t->voids, t->expelled);
     print_times(t->detect_ms, t->times);
     print_times(t->agree_ms, t->times);
     print_times(t->resume_ms, t->times);
@@ -123,6 +123,7 @@ static void print_json(const struct chaos_options *o, const char *name, const st
     set_count(object, "errors", (uint64_t)t->errors);
     set_count(object, "hangs", (uint64_t)t->hangs);
     set_count(object, "wrong_bytes", t->wrong);
+    set_count(object, "good_steps", t->steps);
     set_count(object, "void_steps", t->voids);
     set_count(object, "expelled", (uint64_t)t->expelled);
     set_times(object, "detect", t->detect_ms, t->times);

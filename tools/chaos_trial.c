@@ -63,7 +63,6 @@ static void set_up(struct chaos_crew *crew, const struct chaos_plan *plan)
         atomic_store(&seat->void_ns, 0);
         atomic_store(&seat->view_ns, 0);
         atomic_store(&seat->good_ns, 0);
-        atomic_store(&seat->voids, 0);
     }
 }
 
@@ -174,12 +173,14 @@ static bool come_back(struct chaos_crew *crew, const struct chaos_plan *plan)
 
 /* ---- the whole ---- */
 
-/* Wrong bytes are never forgotten: those between two trials are the next one's. */
+/* What came about between two trials is the later one's; what a process did that has died since is lost, but not bytes. */
 static void add_up(struct chaos_crew *crew, struct chaos_outcome *outcome)
 {
     for (int32_t r = 0; r < crew->options->shape.ranks; r++) {
-        outcome->wrong += atomic_exchange(&crew->board->seat[r].wrong, 0);
-        outcome->voids += atomic_load(&crew->board->seat[r].voids);
+        struct chaos_seat *seat = &crew->board->seat[r];
+        outcome->steps += atomic_exchange(&seat->steps, 0);
+        outcome->voids += atomic_exchange(&seat->voids, 0);
+        outcome->wrong += atomic_exchange(&seat->wrong, 0);
     }
     outcome->wrong += crew->wrong;
     outcome->expelled = crew->expelled;

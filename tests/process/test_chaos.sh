@@ -49,6 +49,7 @@ campaign() {
         is $kind hangs 0
         is $kind wrong_bytes 0
         above $kind void_steps 0
+        above $kind good_steps 0
         above $kind detect_p50_ms 0
         above $kind agree_p50_ms 0
         above $kind resume_p99_ms "$(field $kind agree_p50_ms)"
@@ -90,12 +91,14 @@ hangs_are_seen() {
     says err 'trial [0-9]+ \(kill, rank [01], .*: hang: the survivors have not .*rank [01] waits for a view'
 }
 
-# A group that cannot be sure of a suspect's end stops.
+# A group that has used up its epochs at the first fault: survivors stop with an error.
 errors_are_seen() {
-    MUSTER_FENCE_TIMEOUT_US=1000 call 1 chaos cpu --trials 2 --ranks 2 --timeout-ms 50 --kinds stop --json
+    MUSTER_FIRST_EPOCH=16777214 call 1 chaos cpu --trials 2 --ranks 2 --kinds kill --json
     is all trials 2
-    above all errors 0
-    says err 'error: rank [01]: muster_group_wait_ready: MUSTER_ERR_UNFENCED: '
+    is all errors 2
+    is all hangs 0
+    is all detect_p50_ms null
+    says err 'trial 0 \(kill, rank [01], .*: error: rank [01]: .*MUSTER_ERR_EXHAUSTED: '
 }
 
 usage() {
