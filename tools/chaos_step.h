@@ -40,7 +40,7 @@ struct chaos_step {
     struct chaos_origin *origins;
 };
 
-/* What is done inside a step at the fault's pair; false: the step goes on. */
+/* What a victim does inside a step, before and after each pair's dispatch. */
 struct chaos_trap {
     void (*before_dispatch)(void *context, int32_t pair);
     void (*after_dispatch)(void *context, int32_t pair);
