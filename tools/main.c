@@ -18,6 +18,8 @@ static const struct command {
     {"eval", tool_eval, "measure a model's bits per byte on a text"},
     {"info", tool_info, "say what this build is and can do, and list every setting"},
     {"perf", tool_perf, "measure dispatch and combine, beside MPI where that is installed"},
+    {"chaos", tool_chaos,
+     "kill, stop and hang ranks that exchange, again and again, and see what becomes of the others"},
     {"worker", tool_worker, "one rank of a served model; started by demo"},
 };
 

@@ -6,7 +6,11 @@
 #include <argp.h>
 #include <stdint.h>
 
-enum { TOOL_USAGE = 2 }; /* exit status for arguments that make no sense */
+/* Exit statuses that mean the same in every subcommand. */
+enum {
+    TOOL_USAGE = 2, /* arguments that make no sense */
+    TOOL_UNAVAILABLE = 3, /* cannot be done on this machine, for example without a GPU: the message says why */
+};
 
 int tool_run(int argc, char **argv);
 int tool_store(int argc, char **argv);
@@ -14,6 +18,7 @@ int tool_eval(int argc, char **argv);
 int tool_demo(int argc, char **argv);
 int tool_info(int argc, char **argv);
 int tool_perf(int argc, char **argv);
+int tool_chaos(int argc, char **argv);
 int tool_worker(int argc, char **argv);
 
 /* The number that was given for an option; a bad one ends the program with a message that names option and range. */

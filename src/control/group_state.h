@@ -125,6 +125,9 @@ muster_status step_device_verdict(muster_group *g, muster_verdict *verdict);
 
 /* step.c */
 muster_status step_failure_status(uint64_t failure);
+
+/* Tells the agent of a failure of this rank's own. `overdue`: with a timeout, whom it has waited for in vain. */
+void step_report(muster_group *g, uint64_t failure, muster_mask overdue);
 bool step_busy(muster_group *g); /* an exchange is half done */
 
 /* agent.c */

@@ -294,9 +294,8 @@ muster_status group_kernel_enter(muster_group *g, muster_phase phase)
 }
 
 /* A timeout is laid at somebody's door; any other failure of this rank's own just ends the epoch (M rules). */
-static void step_report(muster_group *g, uint64_t failure)
+void step_report(muster_group *g, uint64_t failure, muster_mask overdue)
 {
-    struct kernel_control *c = &g->control;
     muster_reason reason = failure_reason(failure);
     if (reason == MUSTER_REASON_EPOCH)
         return;
@@ -304,7 +303,7 @@ static void step_report(muster_group *g, uint64_t failure)
     pthread_mutex_lock(&g->lock);
     if (reason == MUSTER_REASON_TIMEOUT) {
         g->mail.overdue_epoch = failure_epoch(failure);
-        g->mail.overdue = (muster_mask){{atomic_load(&c->overdue[0]), atomic_load(&c->overdue[1])}};
+        g->mail.overdue = overdue;
         if (failure_peer(failure) >= 0)
             g->mail.overdue = mask_with(g->mail.overdue, failure_peer(failure));
     } else {
@@ -314,6 +313,11 @@ static void step_report(muster_group *g, uint64_t failure)
     agent_wake(g);
 }
 
+static muster_mask step_overdue(const muster_group *g)
+{
+    return (muster_mask){{atomic_load(&g->control.overdue[0]), atomic_load(&g->control.overdue[1])}};
+}
+
 muster_status group_kernel_exit(muster_group *g, muster_phase phase)
 {
     (void)phase;
@@ -321,7 +325,7 @@ muster_status group_kernel_exit(muster_group *g, muster_phase phase)
     uint64_t failure = atomic_load(&g->control.failure);
     if (!failure)
         return MUSTER_OK;
-    step_report(g, failure);
+    step_report(g, failure, step_overdue(g));
     return step_explain(failure);
 }
 
@@ -330,7 +334,7 @@ void group_step_fail(muster_group *g, muster_reason reason, muster_phase phase, 
     atomic_store(&g->control.failure_detail, detail);
     uint64_t failure = failure_pack(reason, phase, peer, g->step.kernel.epoch);
     failure_record(&g->control, failure);
-    step_report(g, failure);
+    step_report(g, failure, step_overdue(g));
 }
 
 void group_epoch_used_up(muster_group *g)

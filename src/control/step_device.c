@@ -46,12 +46,23 @@ muster_status step_device_end(muster_group *g, void *stream)
     return g->device_ops->step_end(g->device, stream);
 }
 
+/*
+ * M5: the agent looks at the device only now and then, and reading the verdict makes the device forget the failure: what
+ * is read before the agent has looked would never be told.
+ */
+static void step_device_report(muster_group *g, const struct device_verdict *v)
+{
+    if (v->failure && failure_reason(v->failure) != MUSTER_REASON_NOT_READY)
+        step_report(g, v->failure, v->overdue);
+}
+
 muster_status step_device_verdict(muster_group *g, muster_verdict *verdict)
 {
     struct device_verdict v;
     muster_status status = g->device_ops->verdict(g->device, &v);
     if (status != MUSTER_OK)
         return status;
+    step_device_report(g, &v);
     bool value = failure_reason(v.failure) == MUSTER_REASON_VALUE;
     *verdict = (muster_verdict){
         .step = v.step,

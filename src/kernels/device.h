@@ -14,7 +14,7 @@
 #include "kernels/exchange.h"
 #include "muster/group.h"
 
-enum { DEVICE_OPS_VERSION = 1 };
+enum { DEVICE_OPS_VERSION = 2 };
 
 struct device; /* one rank's part of a device */
 struct device_exchange;
@@ -48,6 +48,7 @@ struct device_report {
 struct device_verdict {
     uint64_t step; /* counted from 1 over the life of the group */
     uint64_t failure, failure_detail;
+    muster_mask overdue; /* of a failure that is a timeout: see device_report */
     uint32_t epoch;
     muster_mask mask;
 };

@@ -222,6 +222,15 @@ static bool device_verdict_waits(const struct device *device, uint64_t step)
     return __atomic_load_n(&v->word, __ATOMIC_ACQUIRE) >> CUDA_VERDICT_STEP_SHIFT >= step;
 }
 
+static muster_mask device_overdue(const struct cuda_mailbox *mailbox)
+{
+    muster_mask overdue = {{0, 0}};
+    for (int r = 0; r < MUSTER_MAX_RANKS; r++)
+        if (__atomic_load_n(&mailbox->overdue[r], __ATOMIC_RELAXED))
+            overdue.word[r >> 6] |= UINT64_C(1) << (r & 63);
+    return overdue;
+}
+
 /* Of a verdict that is there; the caller holds the lock. */
 static struct device_verdict device_take_verdict(const struct device *device, const struct cuda_verdict *v)
 {
@@ -234,6 +243,7 @@ static struct device_verdict device_take_verdict(const struct device *device, co
     if (word & CUDA_VERDICT_VOID) {
         taken.failure = v->failure;
         taken.failure_detail = v->failure_detail;
+        taken.overdue = device_overdue(device->mailbox);
     }
     return taken;
 }
@@ -249,15 +259,6 @@ static bool device_void_unread(struct device *device)
         unread = __atomic_load_n(&device->mailbox->verdict[(step - 1) % CUDA_VERDICTS].word, __ATOMIC_ACQUIRE) &
                  CUDA_VERDICT_VOID;
     return unread;
-}
-
-static muster_mask device_overdue(const struct cuda_mailbox *mailbox)
-{
-    muster_mask overdue = {{0, 0}};
-    for (int r = 0; r < MUSTER_MAX_RANKS; r++)
-        if (__atomic_load_n(&mailbox->overdue[r], __ATOMIC_RELAXED))
-            overdue.word[r >> 6] |= UINT64_C(1) << (r & 63);
-    return overdue;
 }
 
 static void device_report_state(struct device *device, struct device_report *report)

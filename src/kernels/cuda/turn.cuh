@@ -55,6 +55,22 @@ __device__ __forceinline__ uint64_t turn_failure(muster_reason reason, muster_ph
     return (uint64_t)reason | (uint64_t)phase << 8 | (uint64_t)(uint16_t)(peer + 1) << 16 | (uint64_t)epoch << 32;
 }
 
+/*
+ * M5: an epoch ends at its first failed operation. The device itself begins no further step of it, since a step that is
+ * queued already, or a replay, may come before the agent has heard of the failure.
+ */
+__device__ inline void turn_close_epoch(const struct cuda_launch &l, uint32_t epoch)
+{
+    unsigned long long *gate = (unsigned long long *)&l.control->gate;
+    unsigned long long seen = word_look(&l.control->gate), before;
+    do {
+        before = seen;
+        if ((uint32_t)(before >> CUDA_GATE_EPOCH_SHIFT) != epoch || !(before & CUDA_GATE_OPEN))
+            return;
+        seen = atomicCAS(gate, before, before & ~(unsigned long long)CUDA_GATE_OPEN);
+    } while (seen != before);
+}
+
 /* X14: recorded once, the first writer wins; the agent's copy follows. Any thread. */
 __device__ inline void turn_fail(const struct cuda_launch &l, muster_reason reason, muster_phase phase, int peer,
                                  uint32_t epoch, uint64_t detail)
@@ -63,6 +79,8 @@ __device__ inline void turn_fail(const struct cuda_launch &l, muster_reason reas
     if (reason == MUSTER_REASON_VALUE)
         atomicMin((unsigned long long *)&l.control->failure_detail, (unsigned long long)detail);
     __threadfence_system(); /* whom this thread calls overdue is seen before any failure is */
+    if (reason != MUSTER_REASON_NOT_READY)
+        turn_close_epoch(l, epoch);
     if (atomicCAS((unsigned long long *)&l.control->failure, 0ull, (unsigned long long)failure) == 0)
         flag_raise(&l.mailbox->failure, failure);
 }

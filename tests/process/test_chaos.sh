@@ -1,0 +1,154 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# `muster chaos cpu`: survivors survive, and what it says of them is complete and can be parsed; a wrong byte, a group that
+# hangs and a survivor with an error are seen.
+set -u
+muster=$1
+failed=0
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+
+complain() {
+    failed=1
+    echo "FAILED: $*"
+    sed 's/^/    out: /' "$folder/out" | head -n 12 | cut -c1-200
+    sed 's/^/    err: /' "$folder/err" | head -n 12 | cut -c1-300
+}
+
+# call STATUS ARGUMENTS...: output in $folder/out and $folder/err
+call() {
+    local wanted=$1 got
+    shift
+    timeout -k 5 60 "$muster" "$@" >"$folder/out" 2>"$folder/err"
+    got=$?
+    [ "$got" = "$wanted" ] || complain "exit status $got, wanted $wanted: $*"
+}
+
+says() { grep -qE -e "$2" "$folder/$1" || complain "there is no \"$2\" in $1"; }
+quiet() { [ ! -s "$folder/err" ] || complain "something is on stderr"; }
+
+# The object of a kind, each in a line of its own; field KIND NAME: a member of it. Without python3 only the text is looked at.
+if command -v python3 >/dev/null 2>&1; then
+    parses() { python3 -c 'import json, sys; [json.loads(line) for line in sys.stdin]' <"$folder/out" || complain "no JSON"; }
+else
+    parses() { says out '^\{.*\}$'; }
+fi
+field() { grep -F "\"kind\": \"$1\"" "$folder/out" | grep -oE "\"$2\": (\"[^\"]*\"|[^,}]*)" | cut -d ' ' -f 2- | tr -d '"'; }
+is() { [ "$(field "$1" "$2")" = "$3" ] || complain "$1: $2 is \"$(field "$1" "$2")\", wanted \"$3\""; }
+above() { awk -v a="$(field "$1" "$2")" -v b="$3" 'BEGIN { exit !(a + 0 > b) }' || complain "$1: $2 is not above $3"; }
+
+campaign() {
+    call 0 chaos cpu --trials 20 --ranks 3 --timeout-ms 150 --json
+    quiet
+    parses
+    for kind in kill stop hang between; do
+        is $kind trials 5
+    done
+    for kind in kill stop hang between all; do
+        is $kind errors 0
+        is $kind hangs 0
+        is $kind wrong_bytes 0
+        above $kind void_steps 0
+        above $kind good_steps 0
+        above $kind detect_p50_ms 0
+        above $kind agree_p50_ms 0
+        above $kind resume_p99_ms "$(field $kind agree_p50_ms)"
+    done
+    is all trials 20
+    is all backend cpu
+    is all ranks 3
+    is all timeout_ms 150
+    # Nobody is told of a rank that is stopped or hangs: the deadline must have found it.
+    above stop detect_p50_ms 100
+    above hang detect_p50_ms 100
+}
+
+table() {
+    call 0 chaos cpu --trials 3 --ranks 2 --kinds between,kill --hidden 64 --tokens 5 --topk 3 --experts 2 --seed 9
+    quiet
+    says out '^# muster .* 3 faults in a group of 2 ranks on the CPU$'
+    says out '^# 5 tokens of 64 bf16, top-3, 2 experts a rank; operation timeout 200 ms; seed 9$'
+    says out '^  between +2 +0 +0 +0 '
+    says out '^  kill +1 +0 +0 +0 '
+    says out '^  all +3 +0 +0 +0 '
+    [ "$(grep -c '^  ' "$folder/out")" = 3 ] || complain "there are rows of other kinds"
+}
+
+wrong_bytes_are_seen() {
+    call 1 chaos cpu --trials 4 --ranks 3 --kinds kill --spoil --json
+    above all wrong_bytes 0
+    is all errors 0
+    is all hangs 0
+}
+
+# Each process stops itself at the fourth view that it begins: who outlives two victims in a row then is nobody's peer.
+hangs_are_seen() {
+    MUSTER_FENCE_TIMEOUT_US=500000 MUSTER_FAULT=view.begun:STOP:4 \
+        call 1 chaos cpu --trials 4 --ranks 2 --timeout-ms 50 --kinds kill --json
+    is all trials 4
+    above all hangs 0
+    is all errors 0
+    says err 'trial [0-9]+ \(kill, rank [01], .*: hang: the survivors have not .*rank [01] waits for a view'
+}
+
+# A group that has used up its epochs at the first fault: survivors stop with an error.
+errors_are_seen() {
+    MUSTER_FIRST_EPOCH=16777214 call 1 chaos cpu --trials 2 --ranks 2 --kinds kill --json
+    is all trials 2
+    is all errors 2
+    is all hangs 0
+    is all detect_p50_ms null
+    says err 'trial 0 \(kill, rank [01], .*: error: rank [01]: .*MUSTER_ERR_EXHAUSTED: '
+}
+
+usage() {
+    call 0 chaos --help
+    call 0 chaos cpu --help
+    says out '^Examples:'
+    call 0 chaos gpu --help
+    says out '^Exit status: 0 if there'
+    call 2 chaos
+    call 2 chaos tpu
+    says err 'nothing called "tpu"'
+    call 2 chaos cpu --ranks 1
+    says err '--ranks is "1"; it must be a number from 2 to 128'
+    call 2 chaos cpu --kinds kill,fire
+    says err '--kinds has "fire"'
+    call 2 chaos cpu --trials 0
+    says err '--trials is "0"'
+    call 2 chaos gpu --hidden 12
+    says err 'hidden = 12'
+    call 2 chaos cpu --topk 33
+    says err '--topk is "33"; it must be a number from 1 to 32'
+    call 2 chaos cpu more
+}
+
+# Nothing is left of a campaign that is killed.
+killed() {
+    local tool waited=0 children
+    "$muster" chaos cpu >"$folder/out" 2>"$folder/err" &
+    tool=$!
+    until [ "$(pgrep -c -P $tool)" = 4 ] || [ $((waited += 1)) -gt 200 ]; do
+        sleep 0.02
+    done
+    children=$(pgrep -P $tool)
+    [ -n "$children" ] || complain "there are no ranks to see"
+    kill -KILL $tool 2>/dev/null
+    wait $tool 2>/dev/null
+    for waited in $(seq 200); do
+        ps -o pid= -p "$(echo $children | tr ' ' ,)" >/dev/null || return
+        sleep 0.05
+    done
+    complain "these outlived the tool: $children"
+}
+
+campaign
+table
+wrong_bytes_are_seen
+hangs_are_seen
+errors_are_seen
+usage
+killed
+
+[ "$failed" = 0 ] && echo "chaos on the CPU: all good"
+exit "$failed"
