@@ -139,27 +139,44 @@ __device__ __forceinline__ unsigned char *destination_row(const struct cuda_laun
     return region_at(turn, token->rank[i], a.offset) + row * a.row_bytes;
 }
 
-/* One array's row of a token to all its destinations: each piece is loaded once. */
-__device__ inline void push_wide(const struct cuda_launch &l, const struct turn *turn, const struct route_token *token,
-                                 int array, const unsigned char *row)
+/* Tokens that are pushed together: their loads are under way at the same time, and one fence serves all their flags. */
+enum { PUSH_BATCH = 2 };
+
+struct push_batch {
+    int32_t first, count; /* tokens */
+    struct route_token token[PUSH_BATCH];
+};
+
+/* One array's rows to all their destinations: each piece is loaded once. */
+__device__ inline void push_wide(const struct cuda_launch &l, const struct turn *turn, const struct push_batch *batch,
+                                 const struct row_input &input, int array)
 {
+    const unsigned char *rows = input.data + (size_t)batch->first * input.stride;
     for (size_t at = (size_t)threadIdx.x * 16; at < l.shape.array[array].row_bytes; at += (size_t)blockDim.x * 16) {
-        uint4 piece = *(const uint4 *)(row + at);
-        for (int i = 0; i < token->destinations; i++)
-            stream_store(destination_row(l, turn, token, i, array) + at, piece);
+        uint4 piece[PUSH_BATCH];
+#pragma unroll
+        for (int n = 0; n < PUSH_BATCH; n++)
+            if (n < batch->count)
+                piece[n] = *(const uint4 *)(rows + (size_t)n * input.stride + at);
+#pragma unroll
+        for (int n = 0; n < PUSH_BATCH; n++)
+            for (int i = 0; n < batch->count && i < batch->token[n].destinations; i++)
+                stream_store(destination_row(l, turn, &batch->token[n], i, array) + at, piece[n]);
     }
 }
 
-__device__ inline void push_row(const struct cuda_launch &l, const struct turn *turn, const struct route_token *token,
-                                int array, const unsigned char *row)
+__device__ inline void push_rows(const struct cuda_launch &l, const struct turn *turn, const struct push_batch *batch,
+                                 const struct row_input &input, int array)
 {
     size_t bytes = l.shape.array[array].row_bytes; /* rows of a region are as aligned as their size is */
-    if (copy_width(copy_bits(row) | bytes) == 16) {
-        push_wide(l, turn, token, array, row);
+    if (copy_width(copy_bits(input.data) | input.stride | bytes) == 16) {
+        push_wide(l, turn, batch, input, array);
         return;
     }
-    for (int i = 0; i < token->destinations; i++)
-        copy_row(destination_row(l, turn, token, i, array), row, bytes, threadIdx.x, blockDim.x);
+    for (int n = 0; n < batch->count; n++)
+        for (int i = 0; i < batch->token[n].destinations; i++)
+            copy_row(destination_row(l, turn, &batch->token[n], i, array),
+                     input.data + (size_t)(batch->first + n) * input.stride, bytes, threadIdx.x, blockDim.x);
 }
 
 /* All lanes of a warp go round together: a group's lanes exchange their maximum. */
@@ -200,17 +217,44 @@ __device__ inline void push_routes(const struct cuda_launch &l, const struct tur
     }
 }
 
-__device__ inline void push_token(const struct cuda_launch &l, const struct turn *turn,
-                                  const struct dispatch_send_args &send, const struct route_token *token, int32_t t)
+__device__ inline void push_tokens(const struct cuda_launch &l, const struct turn *turn,
+                                   const struct dispatch_send_args &send, const struct push_batch *batch)
 {
-    int first = 0;
-    if (l.shape.quantise) {
-        push_quantised(l, turn, token, send.input[0].data + (size_t)t * send.input[0].stride);
-        first = 2;
+    for (int n = 0; n < batch->count; n++) {
+        int32_t t = batch->first + n;
+        if (l.shape.quantise)
+            push_quantised(l, turn, &batch->token[n], send.input[0].data + (size_t)t * send.input[0].stride);
+        push_routes(l, turn, &batch->token[n], t);
     }
-    for (int array = first; array < l.shape.arrays; array++)
-        push_row(l, turn, token, array, send.input[array].data + (size_t)t * send.input[array].stride);
-    push_routes(l, turn, token, t);
+    for (int array = l.shape.quantise ? 2 : 0; array < l.shape.arrays; array++)
+        push_rows(l, turn, batch, send.input[array], array);
+}
+
+/* A thread for each destination of each token, as few warps as that takes: each waits for the block's stores once. */
+__device__ inline void push_flags(const struct cuda_launch &l, const struct turn *turn, const struct push_batch *batch)
+{
+    int most = l.shape.topk < turn->ranks ? l.shape.topk : turn->ranks;
+    for (int n = threadIdx.x; n < batch->count * most; n += blockDim.x) {
+        const struct route_token *token = &batch->token[n / most];
+        int i = n % most;
+        if (i >= token->destinations)
+            continue;
+        size_t row = row_at(l.shape, turn->rank, token->row[i]);
+        flag_raise((uint64_t *)region_at(turn, token->rank[i], l.shape.row_flag) + row, turn->stamp);
+    }
+}
+
+/* One warp: the next tokens before `end`. */
+__device__ inline void place_batch(const struct route_input &in, const struct route_counts &counts, int32_t first,
+                                   int32_t end, struct push_batch *batch)
+{
+    int32_t count = end - first < PUSH_BATCH ? end - first : PUSH_BATCH;
+    batch->first = first;
+    batch->count = count;
+    for (int32_t n = 0; n < count; n++) {
+        route_place(in, counts, first + n, &batch->token[n]);
+        __syncwarp(); /* the next token counts on from here */
+    }
 }
 
 /*
@@ -222,27 +266,24 @@ __device__ inline void send_push_block(const struct cuda_launch &l, const struct
                                        const struct dispatch_send_args &send, const struct route_counts &counts,
                                        int block, int blocks)
 {
-    __shared__ struct route_token tokens[2]; /* one is pushed while the flags of the other are raised */
+    __shared__ struct push_batch batches[2]; /* one is placed while the flags of the other are raised */
     struct route_input in = send_routes(l, turn, send);
-    int32_t run = (send.tokens + blocks - 1) / blocks, begin = block * run;
+    int32_t run = (send.tokens + blocks - 1) / blocks, begin = block * run, turnabout = 0;
     int32_t end = begin + run < send.tokens ? begin + run : send.tokens;
     if (begin >= end)
         return;
     route_clear(in, counts);
     __syncthreads();
     route_each(in, begin, [&](const struct route &r) { route_count(counts, r); });
-    for (int32_t t = begin; t < end; t++) {
-        struct route_token *token = &tokens[t & 1];
+    __syncthreads();
+    for (int32_t t = begin; t < end; t += PUSH_BATCH) {
+        struct push_batch *batch = &batches[turnabout ^= 1];
+        if (threadIdx.x / 32 == blockDim.x / 32 - 1) /* not the warp that raises flags */
+            place_batch(in, counts, t, end, batch);
         __syncthreads();
-        if (threadIdx.x < 32)
-            route_place(in, counts, t, token);
+        push_tokens(l, turn, send, batch);
         __syncthreads();
-        push_token(l, turn, send, token, t);
-        __syncthreads();
-        if (threadIdx.x < token->destinations) {
-            size_t row = row_at(l.shape, turn->rank, token->row[threadIdx.x]);
-            flag_raise((uint64_t *)region_at(turn, token->rank[threadIdx.x], l.shape.row_flag) + row, turn->stamp);
-        }
+        push_flags(l, turn, batch);
     }
 }
 

@@ -100,8 +100,9 @@ __device__ __forceinline__ void route_count(const struct route_counts &counts, c
 {
     if (r.slot >= 0)
         atomicAdd(&counts.slot[r.slot], 1);
-    if (r.first)
-        atomicAdd(&counts.rank[r.rank], 1);
+    unsigned same = __match_any_sync(~0u, r.first ? r.rank : -1 - (int)(threadIdx.x & 31));
+    if (r.first && !(same & route_lanes_before())) /* ranks are few: one lane adds for all that go to the same */
+        atomicAdd(&counts.rank[r.rank], __popc(same));
 }
 
 /* One token as it is sent: its routes, and the ranks that get a row of it. In shared memory, filled by one warp. */
