@@ -11,7 +11,7 @@
 #include "kernels/cuda/sum.cuh"
 
 /* One row that was received, and where its experts' results lie. In shared memory, filled by one warp. */
-enum { RETURN_ROWS = 8 };
+enum { RETURN_BATCH = 3, RETURN_ROWS = 2 * RETURN_BATCH };
 
 struct returned_row {
     uint32_t there; /* it is a row that came */
@@ -133,6 +133,30 @@ __device__ inline void raise_combine_lines(const struct cuda_launch &l, const st
 }
 
 /*
+ * Returns some of the rows that were found out about, row i first and then every `blocks`-th, and raises their flags: one
+ * fence for all of them, while the other warps go on. False: one of them cannot be used.
+ */
+__device__ inline bool return_batch(const struct cuda_launch &l, const struct turn *turn,
+                                    const struct combine_send_args &send, int32_t i, int32_t blocks,
+                                    const struct returned_row *rows)
+{
+    for (int n = 0; n < RETURN_BATCH; n++) {
+        int32_t row = i + n * blocks;
+        if (rows[n].there && !rows[n].good)
+            return false;
+        if (rows[n].there)
+            return_row(l, turn, send, row % turn->ranks, row / turn->ranks, &rows[n]);
+    }
+    __syncthreads();
+    int n = (int)threadIdx.x;
+    if (n >= RETURN_BATCH || !rows[n].there)
+        return true;
+    uint64_t *flag = (uint64_t *)region_at(turn, (i + n * blocks) % turn->ranks, l.shape.arrived_flag);
+    flag_raise(flag + row_at(l.shape, turn->rank, rows[n].token), turn->stamp);
+    return true;
+}
+
+/*
  * Credit to store at home (X4): every active rank's dispatch line of this pair has been read, and a rank raises it when
  * the combine of the pair before, which read what lay there, is over. The flag comes after the row: all threads have
  * stored before the barrier, and it is a release (X5).
@@ -146,7 +170,7 @@ __device__ inline void send_rows_home(const struct cuda_launch &l, const struct 
     __shared__ struct returned_row rows[RETURN_ROWS];
     int32_t ranks = turn->ranks, all = l.shape.tokens * ranks; /* at most 2^23: row 0 of every rank, row 1, ... */
     int32_t warp = (int32_t)threadIdx.x / 32, warps = (int32_t)blockDim.x / 32;
-    int32_t ahead = warps < RETURN_ROWS ? warps : RETURN_ROWS;
+    int32_t ahead = warps < RETURN_ROWS ? RETURN_BATCH : RETURN_ROWS; /* a block has four warps or more */
     for (int32_t first = block; first < all; first += ahead * blocks) {
         int32_t mine = first + warp * blocks;
         __syncthreads(); /* the rows before are returned */
@@ -154,18 +178,9 @@ __device__ inline void send_rows_home(const struct cuda_launch &l, const struct 
             find_row(l, turn, send, mine % ranks, mine / ranks, mine < all ? l.own.rows_from[mine % ranks] : 0,
                      &rows[warp]);
         __syncthreads();
-        for (int32_t n = 0; n < ahead; n++) {
-            int32_t i = first + n * blocks, rank = i % ranks;
-            if (!rows[n].there)
-                continue;
-            if (!rows[n].good)
+        for (int32_t n = 0; n < ahead; n += RETURN_BATCH)
+            if (!return_batch(l, turn, send, first + n * blocks, blocks, &rows[n]))
                 return;
-            return_row(l, turn, send, rank, i / ranks, &rows[n]);
-            __syncthreads();
-            uint64_t *flag = (uint64_t *)region_at(turn, rank, l.shape.arrived_flag);
-            if (threadIdx.x == 0)
-                flag_raise(flag + row_at(l.shape, turn->rank, rows[n].token), turn->stamp);
-        }
     }
 }
 

@@ -49,16 +49,23 @@ __device__ __forceinline__ void copy_wide(void *to, const void *from, size_t byt
         stream_store(out + i, stream_load(in + i));
 }
 
-/* Copies one row, by all threads of a group. Orders nothing. */
-__device__ inline void copy_row(void *to, const void *from, size_t bytes, int thread, int threads)
+static __device__ __noinline__ void copy_narrow(void *to, const void *from, size_t bytes, int thread, int threads)
 {
     switch (copy_width(copy_bits(to) | copy_bits(from) | bytes)) {
-    case 16: copy_wide(to, from, bytes, thread, threads); break;
     case 8: copy_as<uint64_t>(to, from, bytes, thread, threads); break;
     case 4: copy_as<uint32_t>(to, from, bytes, thread, threads); break;
     case 2: copy_as<uint16_t>(to, from, bytes, thread, threads); break;
     default: copy_as<uint8_t>(to, from, bytes, thread, threads);
     }
+}
+
+/* Copies one row, by all threads of a group. Orders nothing. */
+__device__ inline void copy_row(void *to, const void *from, size_t bytes, int thread, int threads)
+{
+    if (copy_width(copy_bits(to) | copy_bits(from) | bytes) == 16)
+        copy_wide(to, from, bytes, thread, threads);
+    else
+        copy_narrow(to, from, bytes, thread, threads);
 }
 
 #endif

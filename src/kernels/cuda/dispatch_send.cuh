@@ -46,11 +46,20 @@ __device__ __forceinline__ muster_mask plan_ranks(const struct route &r, int lan
 }
 
 /* X7: a route to an inactive rank becomes -1 and is reported, and nobody renormalises what is left. */
-__device__ inline void plan_route(const struct cuda_launch &l, const struct route_input &in, const struct route &r,
+__device__ inline void plan_count(const struct cuda_launch &l, const struct route_input &in, const struct route &r,
                                   struct send_plan *plan)
 {
-    muster_mask ranks = plan_ranks(r, route_lanes(in.topk));
     route_count(plan->counts, r);
+    if (!plan_allows(in, l.shape.masked, r))
+        atomicMin(&plan->bad, (unsigned long long)r.token << 32 | (unsigned)r.k);
+    else if (r.slot < 0 && r.id != -1)
+        atomicAdd(&plan->dropped, 1);
+}
+
+/* What this rank's combine has to know of a route. */
+__device__ inline void plan_keep(const struct cuda_launch &l, const struct route_input &in, const struct route &r)
+{
+    muster_mask ranks = plan_ranks(r, route_lanes(in.topk));
     if (r.k >= in.topk || r.token >= in.send->tokens)
         return;
     size_t route = (size_t)r.token * (size_t)in.topk + (size_t)r.k;
@@ -60,33 +69,42 @@ __device__ inline void plan_route(const struct cuda_launch &l, const struct rout
         l.own.token_ranks[2 * (size_t)r.token] = ranks.word[0];
         l.own.token_ranks[2 * (size_t)r.token + 1] = ranks.word[1];
     }
-    if (!plan_allows(in, l.shape.masked, r))
-        atomicMin(&plan->bad, (unsigned long long)r.token << 32 | (unsigned)r.k);
-    else if (r.slot < 0 && r.id != -1)
-        atomicAdd(&plan->dropped, 1);
 }
 
-/* By all threads of the block: what one rank must know before it can lay out this rank's rows. */
-__device__ inline void plan_tell(const struct cuda_launch &l, const struct turn *turn, const struct send_plan *plan,
-                                 int rank)
+/* By all threads of the block: what each rank must know before it can lay out this rank's rows. */
+__device__ inline void plan_tell(const struct cuda_launch &l, const struct turn *turn, const struct send_plan *plan)
 {
     const struct exchange_shape &shape = l.shape;
-    int32_t *counts = (int32_t *)region_at(turn, rank, shape.slot_counts) + turn->rank * shape.slots;
-    for (int32_t s = threadIdx.x; s < shape.slots; s += blockDim.x)
-        counts[s] = plan->counts.slot[rank * shape.slots + s];
-    if (shape.load_stats) {
-        size_t slots = (size_t)shape.ranks * (size_t)shape.slots;
-        int32_t *loads = (int32_t *)region_at(turn, rank, shape.loads) + (size_t)turn->rank * slots;
-        for (size_t i = threadIdx.x; i < slots; i += blockDim.x)
-            loads[i] = plan->counts.slot[i];
+    int32_t slots = shape.slots * shape.ranks;
+    for (int32_t s = threadIdx.x; s < slots; s += blockDim.x) {
+        int rank = s / shape.slots;
+        if (turn_has(turn, rank))
+            ((int32_t *)region_at(turn, rank, shape.slot_counts))[(turn->rank - rank) * shape.slots + s] =
+                plan->counts.slot[s];
     }
-    if (threadIdx.x != 0)
-        return;
-    struct exchange_line *line = line_at(turn, rank, shape.dispatch_line, turn->rank);
-    line->mask[0] = turn->mask.word[0];
-    line->mask[1] = turn->mask.word[1];
-    line->step = turn->number;
-    line->rows = (uint32_t)plan->counts.rank[rank];
+    for (int rank = threadIdx.x; rank < turn->ranks; rank += blockDim.x) {
+        if (!turn_has(turn, rank))
+            continue;
+        struct exchange_line *line = line_at(turn, rank, shape.dispatch_line, turn->rank);
+        line->mask[0] = turn->mask.word[0];
+        line->mask[1] = turn->mask.word[1];
+        line->step = turn->number;
+        line->rows = (uint32_t)plan->counts.rank[rank];
+    }
+}
+
+/* On request: every rank hears of all slots. */
+__device__ inline void plan_tell_loads(const struct cuda_launch &l, const struct turn *turn,
+                                       const struct send_plan *plan)
+{
+    int32_t slots = l.shape.slots * l.shape.ranks;
+    for (int rank = 0; rank < turn->ranks; rank++) {
+        if (!turn_has(turn, rank))
+            continue;
+        int32_t *loads = (int32_t *)region_at(turn, rank, l.shape.loads) + (size_t)turn->rank * (size_t)slots;
+        for (int32_t s = threadIdx.x; s < slots; s += blockDim.x)
+            loads[s] = plan->counts.slot[s];
+    }
 }
 
 /*
@@ -97,9 +115,9 @@ __device__ inline void plan_tell(const struct cuda_launch &l, const struct turn 
  */
 __device__ inline void plan_tell_all(const struct cuda_launch &l, const struct turn *turn, const struct send_plan *plan)
 {
-    for (int rank = 0; rank < turn->ranks; rank++)
-        if (turn_has(turn, rank))
-            plan_tell(l, turn, plan, rank);
+    plan_tell(l, turn, plan);
+    if (l.shape.load_stats)
+        plan_tell_loads(l, turn, plan);
     __syncthreads();
     for (int rank = threadIdx.x; rank < turn->ranks; rank += blockDim.x)
         if (turn_has(turn, rank))
@@ -119,14 +137,17 @@ __device__ inline void send_plan_block(const struct cuda_launch &l, const struct
     }
     route_clear(in, counts);
     __syncthreads();
-    route_each(in, send.tokens, [&](const struct route &r) { plan_route(l, in, r, &plan); });
+    route_each(in, send.tokens, [&](const struct route &r) { plan_count(l, in, r, &plan); });
     __syncthreads();
     if (threadIdx.x == 0 && send.dropped_routes)
         *send.dropped_routes = plan.dropped;
-    if (plan.bad == ~0ull)
-        plan_tell_all(l, turn, &plan);
-    else if (threadIdx.x == 0)
-        turn_fail(l, MUSTER_REASON_VALUE, MUSTER_PHASE_DISPATCH, -1, turn->epoch, plan.bad); /* X11 */
+    if (plan.bad != ~0ull) {
+        if (threadIdx.x == 0)
+            turn_fail(l, MUSTER_REASON_VALUE, MUSTER_PHASE_DISPATCH, -1, turn->epoch, plan.bad); /* X11 */
+        return;
+    }
+    plan_tell_all(l, turn, &plan); /* first, since all receivers wait for it */
+    route_each(in, send.tokens, [&](const struct route &r) { plan_keep(l, in, r); });
 }
 
 /* --------------------------------------------------------------------------------------------------- the pushing blocks */
@@ -248,13 +269,21 @@ __device__ inline void push_flags(const struct cuda_launch &l, const struct turn
 __device__ inline void place_batch(const struct route_input &in, const struct route_counts &counts, int32_t first,
                                    int32_t end, struct push_batch *batch)
 {
-    int32_t count = end - first < PUSH_BATCH ? end - first : PUSH_BATCH;
+    int32_t count = end - first < PUSH_BATCH ? end - first : PUSH_BATCH, lane = (int32_t)threadIdx.x & 31;
+    int64_t id[PUSH_BATCH];
+    float weight[PUSH_BATCH];
+#pragma unroll
+    for (int n = 0; n < PUSH_BATCH; n++) {
+        bool there = n < count && lane < in.topk;
+        id[n] = there ? route_id(in, first + n, lane) : -1;
+        weight[n] = there ? route_weight(in, first + n, lane) : 0.0f;
+    }
     batch->first = first;
     batch->count = count;
-    for (int32_t n = 0; n < count; n++) {
-        route_place(in, counts, first + n, &batch->token[n]);
-        __syncwarp(); /* the next token counts on from here */
-    }
+#pragma unroll
+    for (int n = 0; n < PUSH_BATCH; n++)
+        if (n < count)
+            route_place(in, counts, first + n, id[n], weight[n], &batch->token[n]);
 }
 
 /*

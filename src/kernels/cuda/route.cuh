@@ -65,34 +65,47 @@ __device__ __forceinline__ unsigned route_lanes_before()
     return (1u << (threadIdx.x & 31)) - 1;
 }
 
-/* Fills in what the lane has; all lanes of a warp together. `group` tells the tokens of a warp apart. */
-__device__ __forceinline__ struct route route_look(const struct route_input &in, int32_t token, int32_t k, bool there,
+/* What the lane makes of an id; all lanes of a warp together. `group` tells the tokens of a warp apart. */
+__device__ __forceinline__ struct route route_look(const struct route_input &in, int32_t token, int32_t k, int64_t id,
                                                    int group)
 {
-    struct route r = {token, k, -1, -1, 0, false, false};
-    if (there)
-        r.id = route_id(in, token, k);
-    if (r.id >= 0 && r.id < in.slots) {
-        r.rank = (int32_t)r.id / in.slots_per_rank;
-        r.slot = turn_has(in.turn, r.rank) ? (int32_t)r.id : -1;
+    struct route r = {token, k, id, -1, 0, false, false};
+    if (id >= 0 && id < in.slots) {
+        r.rank = (int32_t)id / in.slots_per_rank;
+        r.slot = turn_has(in.turn, r.rank) ? (int32_t)id : -1;
     }
     int lane = threadIdx.x & 31;
     unsigned same_rank = __match_any_sync(~0u, r.slot < 0 ? -1 - lane : group << 8 | r.rank);
-    unsigned same_id = __match_any_sync(~0u, r.id < 0 || r.id >= in.slots ? -1 - lane : group << 16 | (int32_t)r.id);
+    unsigned same_id = __match_any_sync(~0u, id < 0 || id >= in.slots ? -1 - lane : group << 16 | (int32_t)id);
     r.first = r.slot >= 0 && !(same_rank & route_lanes_before());
     r.again = same_id & route_lanes_before();
     return r;
 }
 
-/* Calls visit(route) for every route of the tokens before `end`, by all threads of a block, warps in step. */
+/*
+ * Calls visit(route) for every route of the tokens before `end`, by all threads of a block, warps in step. The ids of
+ * several visits are loaded at once.
+ */
 template <typename Visit>
 __device__ __forceinline__ void route_each(const struct route_input &in, int32_t end, Visit visit)
 {
+    enum { FLIGHT = 4 };
     int lanes = route_lanes(in.topk), lane = threadIdx.x & 31, group = lane / lanes;
     int32_t k = lane % lanes, tokens = 32 / lanes, step = (int32_t)(blockDim.x / 32) * tokens;
-    for (int32_t base = (int32_t)(threadIdx.x / 32) * tokens; base < end; base += step) {
-        int32_t token = base + group;
-        visit(route_look(in, token, k, token < end && k < in.topk, group));
+    for (int32_t base = (int32_t)(threadIdx.x / 32) * tokens; base < end; base += FLIGHT * step) {
+        int64_t id[FLIGHT];
+#pragma unroll
+        for (int n = 0; n < FLIGHT; n++) {
+            int32_t token = base + n * step + group;
+            id[n] = token < end && k < in.topk ? route_id(in, token, k) : -1;
+        }
+#pragma unroll 1
+        for (int n = 0; n < FLIGHT && base + n * step < end; n++) {
+            visit(route_look(in, base + n * step + group, k, id[0], group));
+            id[0] = id[1]; /* so that the loop's body is there once */
+            id[1] = id[2];
+            id[2] = id[3];
+        }
     }
 }
 
@@ -115,17 +128,17 @@ struct route_token {
     int32_t row[MUSTER_EP_MAX_TOPK]; /* which of its rows */
 };
 
-/* Takes the token's places from the counts over all tokens before it, and counts it. One warp; a lane is a route. */
+/* Takes a token's places from the counts over all tokens before it, and counts it. One warp; a lane is a route. */
 __device__ inline void route_place(const struct route_input &in, const struct route_counts &counts, int32_t token,
-                                   struct route_token *out)
+                                   int64_t id, float weight, struct route_token *out)
 {
     int lane = threadIdx.x & 31;
-    struct route r = route_look(in, token, lane, lane < in.topk, 0);
+    struct route r = route_look(in, token, lane, id, 0);
     unsigned firsts = __ballot_sync(~0u, r.first);
     if (lane < in.topk) {
         out->slot[lane] = r.slot;
         out->index[lane] = r.slot < 0 ? 0 : counts.slot[r.slot]++;
-        out->weight[lane] = r.slot < 0 ? 0.0f : route_weight(in, token, lane);
+        out->weight[lane] = r.slot < 0 ? 0.0f : weight;
     }
     if (r.first) {
         int i = __popc(firsts & route_lanes_before());
@@ -134,6 +147,7 @@ __device__ inline void route_place(const struct route_input &in, const struct ro
     }
     if (lane == 0)
         out->destinations = __popc(firsts);
+    __syncwarp(); /* the next token counts on from here */
 }
 
 #endif

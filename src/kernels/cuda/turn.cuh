@@ -71,9 +71,12 @@ __device__ inline void turn_close_epoch(const struct cuda_launch &l, uint32_t ep
     } while (seen != before);
 }
 
-/* X14: recorded once, the first writer wins; the agent's copy follows. Any thread. */
-__device__ inline void turn_fail(const struct cuda_launch &l, muster_reason reason, muster_phase phase, int peer,
-                                 uint32_t epoch, uint64_t detail)
+/*
+ * X14: recorded once, the first writer wins; the agent's copy follows. Any thread. Not inlined, like whatever is rarely
+ * called: a kernel begins with an empty instruction cache, and waits for every line of code that it runs over.
+ */
+static __device__ __noinline__ void turn_fail(const struct cuda_launch &l, muster_reason reason, muster_phase phase,
+                                              int peer, uint32_t epoch, uint64_t detail)
 {
     uint64_t failure = turn_failure(reason, phase, peer, epoch);
     if (reason == MUSTER_REASON_VALUE)

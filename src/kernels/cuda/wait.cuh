@@ -48,8 +48,8 @@ __device__ inline bool wait_epoch_lives(const struct cuda_launch &l, const struc
 }
 
 /* A look at everything but the flag. False: the wait is over, and why has been recorded. */
-__device__ inline bool wait_look(const struct cuda_launch &l, const struct turn *turn, const struct wait *w,
-                                 struct wait_clock *clock)
+static __device__ __noinline__ bool wait_look(const struct cuda_launch &l, const struct turn *turn,
+                                              const struct wait *w, struct wait_clock *clock)
 {
     uint64_t now_ns = clock_ns();
     if (clock->started_ns == 0)
