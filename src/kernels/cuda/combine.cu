@@ -2,6 +2,7 @@
 /* Combine: one kernel, whose blocks send rows home or add up this rank's tokens; a half launches only those it needs. */
 #include "kernels/cuda/combine_receive.cuh"
 #include "kernels/cuda/combine_send.cuh"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/operations.h"
 
 struct combine_work {
@@ -45,6 +46,7 @@ struct cuda_plan combine_plan(const struct exchange_shape *shape, int32_t tokens
     int32_t third = multiprocessors > 3 ? multiprocessors / 3 : 1;
     size_t pieces = shape->result_bytes / SUM_PIECE;
     struct cuda_plan plan = {};
+    plan.early = limits->early;
     plan.send_blocks = multiprocessors > 3 ? multiprocessors - third : 1;
     if (plan.send_blocks > shape->tokens * shape->ranks)
         plan.send_blocks = shape->tokens * shape->ranks;
@@ -91,11 +93,5 @@ cudaError_t combine_launch(const struct cuda_launch *launch, const struct combin
         w.receive = *receive;
     else
         w.launch.plan.receive_blocks = 0;
-    const struct cuda_plan &plan = w.launch.plan;
-    unsigned blocks = (unsigned)(plan.send_blocks + plan.receive_blocks);
-    if (ft)
-        combine_kernel<true><<<blocks, plan.threads, 0, stream>>>(w);
-    else
-        combine_kernel<false><<<blocks, plan.threads, 0, stream>>>(w);
-    return cudaGetLastError();
+    return launch_kernel(ft ? combine_kernel<true> : combine_kernel<false>, w.launch.plan, stream, w);
 }

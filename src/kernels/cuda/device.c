@@ -96,11 +96,14 @@ static cudaError_t device_make_stream(struct device *device)
 
 static cudaError_t device_count_multiprocessors(struct device *device)
 {
-    int wanted = device->config.multiprocessors;
+    int wanted = device->config.multiprocessors, generation = 0;
     cudaError_t error =
         cudaDeviceGetAttribute(&device->limits.multiprocessors, cudaDevAttrMultiProcessorCount, device->ordinal);
     if (error == cudaSuccess && wanted > 0 && wanted < device->limits.multiprocessors)
         device->limits.multiprocessors = wanted;
+    else if (error == cudaSuccess) /* alone on the device */
+        error = cudaDeviceGetAttribute(&generation, cudaDevAttrComputeCapabilityMajor, device->ordinal);
+    device->limits.early = generation >= 9;
     return error;
 }
 

@@ -2,6 +2,7 @@
 /* Dispatch: one kernel, whose blocks plan, push or receive; a half of it launches only the blocks it needs. */
 #include "kernels/cuda/dispatch_receive.cuh"
 #include "kernels/cuda/dispatch_send.cuh"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/operations.h"
 
 /* What a launch is given; the halves that are not asked for have no blocks. */
@@ -70,6 +71,7 @@ struct cuda_plan dispatch_plan(const struct exchange_shape *shape, int32_t token
     int32_t pushing = tokens < half - 1 ? tokens : half - 1, rows = shape->tokens * shape->ranks;
     size_t pieces = shape->array[0].row_bytes / 16;
     struct cuda_plan plan = {};
+    plan.early = limits->early;
     plan.send_blocks = 1 + (pushing > 0 ? pushing : 1);
     plan.receive_blocks = rows < half ? rows : half;
     plan.threads = pieces >= 768 ? OPERATIONS_MAX_THREADS : pieces >= 256 ? 512 : 256;
@@ -117,11 +119,5 @@ cudaError_t dispatch_launch(const struct cuda_launch *launch, const struct dispa
         w.receive = *receive;
     else
         w.launch.plan.receive_blocks = 0;
-    const struct cuda_plan &plan = w.launch.plan;
-    unsigned blocks = (unsigned)(plan.send_blocks + plan.receive_blocks);
-    if (ft)
-        dispatch_kernel<true><<<blocks, plan.threads, plan.shared_bytes, stream>>>(w);
-    else
-        dispatch_kernel<false><<<blocks, plan.threads, plan.shared_bytes, stream>>>(w);
-    return cudaGetLastError();
+    return launch_kernel(ft ? dispatch_kernel<true> : dispatch_kernel<false>, w.launch.plan, stream, w);
 }

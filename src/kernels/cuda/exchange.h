@@ -43,6 +43,7 @@ struct cuda_arrays {
 struct cuda_limits {
     int32_t multiprocessors;
     int32_t shared_bytes; /* of a block */
+    bool early; /* see launch_kernel() */
 };
 
 /* How the blocks of a kernel share the work. */
@@ -50,6 +51,7 @@ struct cuda_plan {
     int32_t send_blocks; /* the first ones of the grid push rows */
     int32_t receive_blocks; /* the others wait for rows */
     int32_t threads;
+    bool early; /* see launch_kernel() */
     int32_t shared_bytes; /* dispatch, like the next three: a table of routes or of first rows, and stages behind it */
     int32_t table_bytes;
     int32_t stage_bytes; /* of each stage: a row on its way through a receiving warp */

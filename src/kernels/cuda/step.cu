@@ -96,6 +96,7 @@ static __global__ void step_end_kernel(struct cuda_launch l)
     uint64_t gate = word_add_acquire(&l.control->gate, 1);
     if (!turn_void(l) && gate_epoch(gate) != l.control->step.epoch)
         turn_fail(l, MUSTER_REASON_EPOCH, MUSTER_PHASE_STEP, -1, l.control->step.epoch, 0);
+    __threadfence_system();
     step_note_ended(l.control, l.mailbox, gate_epoch(gate));
     gate_leave(l.control);
 }

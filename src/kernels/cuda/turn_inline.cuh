@@ -98,9 +98,21 @@ __device__ inline void turn_begin(const struct cuda_launch &l, enum turn_operati
     turn_take_pair(operation, turn);
 }
 
+/*
+ * The kernel before this one in the stream is over, and its stores are seen. Until then a block that is launched early
+ * (see launch_kernel()) sleeps here.
+ */
+__device__ __forceinline__ void turn_await_stream()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 template <bool FT>
 __device__ bool turn_enter(const struct cuda_launch &l, enum turn_operation operation, struct turn *turn)
 {
+    turn_await_stream();
     if (threadIdx.x < 32) {
         uint64_t gate = 0;
         if (threadIdx.x == 0)
@@ -144,16 +156,19 @@ __device__ inline void step_note_begun(const struct cuda_launch &l, const struct
     word_store(&l.mailbox->step_open, (uint64_t)step->epoch << 1 | 1);
 }
 
-/* The verdict: the failure that stands, or none; a step that found an earlier failure unread did nothing either. */
+/*
+ * X3: the flags of the step are seen before its end is: whoever raised them has fenced them off at system scope, before
+ * this thread came here.
+ *
+ * The verdict: the failure that stands, or none; a step that found an earlier failure unread did nothing either.
+ */
 __device__ inline void step_note_ended(struct cuda_control *control, struct cuda_mailbox *mailbox, uint32_t live_epoch)
 {
     struct cuda_step *step = &control->step;
     struct cuda_verdict *v = &mailbox->verdict[(step->total - 1) % CUDA_VERDICTS];
     uint64_t failure = word_look(&control->failure), word = step->total << CUDA_VERDICT_STEP_SHIFT | step->epoch;
-    if (step->epoch != 0 && step->epoch == live_epoch) { /* a word of an older epoch could replace one of a newer */
-        __threadfence_system(); /* X3: the flags of the step are seen before its end is */
+    if (step->epoch != 0 && step->epoch == live_epoch) /* a word of an older epoch could replace one of a newer */
         turn_publish_step(&control->view, turn_stamp(step->epoch, 2 * step->number + 2), 0, 1);
-    }
     step->open = 0;
     word_store(&mailbox->step_open, (uint64_t)step->epoch << 1);
     if (failure == 0) {
@@ -188,7 +203,10 @@ __device__ void turn_leave(const struct cuda_launch &l, enum turn_operation oper
     __syncthreads();
     if (threadIdx.x != 0)
         return;
-    __threadfence();
+    if (l.ends_step)
+        __threadfence_system(); /* X3: see step_note_ended(); here all blocks do it at the same time */
+    else
+        __threadfence();
     if (atomicAdd(&l.exchange->exits, 1u) != gridDim.x - 1)
         return;
     __threadfence();

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+/* How the kernels of an exchange are launched. */
+#ifndef CUDA_LAUNCH_CUH
+#define CUDA_LAUNCH_CUH
+
+#include <cuda_runtime.h>
+
+#include "kernels/cuda/exchange.h"
+
+/*
+ * With plan.early the blocks may come to the device while the kernel before is on its way out, which hides most of what a
+ * launch takes; they sleep until it is over (turn_await_stream()). Not where ranks share a device: a sleeping block of
+ * one would take the place of a block of another, for which the first one's kernel may be waiting.
+ */
+template <typename Work>
+static cudaError_t launch_kernel(void (*kernel)(Work), const struct cuda_plan &plan, cudaStream_t stream,
+                                 const Work &work)
+{
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3((unsigned)(plan.send_blocks + plan.receive_blocks));
+    config.blockDim = dim3((unsigned)plan.threads);
+    config.dynamicSmemBytes = (size_t)plan.shared_bytes;
+    config.stream = stream;
+    config.attrs = &early;
+    config.numAttrs = plan.early ? 1 : 0;
+    cudaError_t error = cudaLaunchKernelEx(&config, kernel, work);
+    cudaGetLastError(); /* returned here; a later call should not say it again */
+    return error;
+}
+
+#endif
