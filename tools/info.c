@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "core/config.h"
+#include "kernels/runtime.h"
 #include "muster/status.h"
 #include "tool.h"
 
@@ -34,16 +35,31 @@ static const struct build_fact build_facts[] = {
     {"sanitizers", MUSTER_SANITIZERS},
 };
 
-struct backend {
-    const char *name;
-    bool built;
-    const char *what;
+/* Whether the CUDA backend can be loaded, and what it finds. */
+struct cuda_backend {
+    bool loaded;
+    int32_t devices;
+    char what[400]; /* in words */
 };
 
-static const struct backend backends[] = {
-    {"cpu", true, "host shared memory"},
-    {"cuda", false, "not in this build"},
-};
+static void find_cuda(struct cuda_backend *cuda)
+{
+    const struct runtime *runtime;
+    struct runtime_device device;
+    *cuda = (struct cuda_backend){.loaded = runtime_load(&runtime) == MUSTER_OK};
+    if (!cuda->loaded) {
+        snprintf(cuda->what, sizeof cuda->what, "%s", muster_last_error());
+        return;
+    }
+    cuda->devices = runtime->count();
+    if (cuda->devices == 0)
+        snprintf(cuda->what, sizeof cuda->what, "there is no GPU here, or no driver");
+    else if (runtime->use(0) == MUSTER_OK && runtime->describe(&device) == MUSTER_OK)
+        snprintf(cuda->what, sizeof cuda->what, "%d of them; the first: %s, %d multiprocessors, %.0f GB", cuda->devices,
+                 device.name, device.multiprocessors, (double)device.memory_bytes / 1e9);
+    else
+        snprintf(cuda->what, sizeof cuda->what, "%s", muster_last_error());
+}
 
 /* The cores that this process may use, which decide how long a wait spins. */
 static int count_cores(void)
@@ -96,8 +112,10 @@ static void print_build(void)
     printf("muster %s\n", muster_version());
     for (size_t i = 0; i < sizeof build_facts / sizeof *build_facts; i++)
         print_fact(build_facts[i].name, build_facts[i].value);
-    for (size_t i = 0; i < sizeof backends / sizeof *backends; i++)
-        printf("  backend %-10s%s: %s\n", backends[i].name, backends[i].built ? "yes" : "no", backends[i].what);
+    struct cuda_backend cuda;
+    find_cuda(&cuda);
+    printf("  backend cpu       yes: host shared memory\n");
+    printf("  backend cuda      %s: %s\n", cuda.loaded ? "yes" : "no", cuda.what);
     print_fact("cores", cores);
     print_fact("fault_tolerance", "on");
 }
@@ -146,15 +164,18 @@ static json_t *setting_as_json(enum config_key key)
 
 static void print_json(void)
 {
+    struct cuda_backend cuda;
     json_t *object = json_object(), *built = json_object(), *settings = json_array();
     set_text(object, "version", muster_version());
     for (size_t i = 0; i < sizeof build_facts / sizeof *build_facts; i++)
         set_text(object, build_facts[i].name, build_facts[i].value);
-    for (size_t i = 0; i < sizeof backends / sizeof *backends; i++)
-        json_object_set_new(built, backends[i].name, json_boolean(backends[i].built));
+    find_cuda(&cuda);
+    json_object_set_new(built, "cpu", json_true());
+    json_object_set_new(built, "cuda", json_boolean(cuda.loaded));
     for (int key = 0; key < CONFIG_KEYS; key++)
         json_array_append_new(settings, setting_as_json((enum config_key)key));
     json_object_set_new(object, "backends", built);
+    json_object_set_new(object, "gpus", json_integer(cuda.devices));
     json_object_set_new(object, "cores", json_integer(count_cores()));
     json_object_set_new(object, "fault_tolerance", json_true());
     json_object_set_new(object, "settings", settings);

@@ -43,11 +43,14 @@ above() { awk -v a="$(field "$1" "$2")" -v b="$3" 'BEGIN { exit !(a > b) }' || c
 settings=$(sed -n 's/.*{"MUSTER_\([A-Z_]*\)", .*/\1/p' "$(dirname "$0")/../../src/core/config.c")
 [ "$(wc -w <<<"$settings")" -ge 16 ] || complain "found only these settings: $settings"
 
+# Built or not, the tool finds the CUDA backend beside itself.
+[ -e "$(dirname "$muster")/libmuster_cuda.so.0" ] && cuda=true || cuda=false
+
 info_text() {
     call 0 info
     says out '^muster [0-9]+\.[0-9]+\.[0-9]+$'
     says out '^  backend cpu +yes'
-    says out '^  backend cuda +no'
+    says out "^  backend cuda +$([ "$cuda" = true ] && echo yes || echo no)"
     says out '^  compiler +(gcc|Clang) [0-9]'
     says out "^  cores +$(nproc)$"
     for name in $settings; do
@@ -75,7 +78,7 @@ info_json() {
     lines_are 1
     is 1 version "$("$muster" --version | cut -d ' ' -f 2)"
     is 1 cpu true
-    is 1 cuda false
+    is 1 cuda $cuda
     for name in $settings; do
         says out "\"name\": \"MUSTER_$name\""
     done
