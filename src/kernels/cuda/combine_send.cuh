@@ -7,6 +7,7 @@
 #ifndef CUDA_COMBINE_SEND_CUH
 #define CUDA_COMBINE_SEND_CUH
 
+#include "kernels/cuda/quantise_return.cuh"
 #include "kernels/cuda/region.cuh"
 #include "kernels/cuda/sum.cuh"
 
@@ -103,21 +104,41 @@ __device__ inline void find_row(const struct cuda_launch &l, const struct turn *
         turn_fail(l, MUSTER_REASON_VALUE, MUSTER_PHASE_COMBINE, rank, turn->epoch, (uint32_t)in.token);
 }
 
+/* A row of the caller's as it is, or in codes. */
+__device__ __forceinline__ void return_one(const struct exchange_shape &shape, const unsigned char *from,
+                                           unsigned char *to)
+{
+    if (shape.quantise_return)
+        return_copy(shape, from, to);
+    else
+        copy_row(to, from, shape.result_bytes, threadIdx.x, blockDim.x);
+}
+
+/* A sum of rows, rounded to their type or to codes. */
+__device__ __forceinline__ void return_parts(const struct exchange_shape &shape, const struct sum_parts *parts,
+                                             unsigned char *to)
+{
+    if (shape.quantise_return)
+        return_sum(shape, parts, to);
+    else
+        sum_row(parts, shape.type, to, shape.result_bytes);
+}
+
 __device__ inline void return_row(const struct cuda_launch &l, const struct turn *turn,
                                   const struct combine_send_args &send, int rank, int32_t j,
                                   const struct returned_row *row)
 {
     const struct exchange_shape &shape = l.shape;
-    size_t bytes = shape.result_bytes;
+    size_t bytes = shape.return_bytes;
     unsigned char *sum = region_at(turn, rank, shape.arrived) + row_at(shape, turn->rank, row->token) * bytes;
     unsigned char *home = region_at(turn, rank, shape.home) + (size_t)row->token * (size_t)shape.topk * bytes;
     if (!shape.expert_major)
-        copy_row(sum, rank_row(l, turn, send, rank, j), bytes, threadIdx.x, blockDim.x);
+        return_one(shape, rank_row(l, turn, send, rank, j), sum);
     else if (!shape.exact)
-        sum_row(&row->parts, shape.type, sum, bytes);
+        return_parts(shape, &row->parts, sum);
     else
         for (int i = 0; i < row->parts.count; i++)
-            copy_row(home + (size_t)row->k[i] * bytes, row->parts.row[i], bytes, threadIdx.x, blockDim.x);
+            return_one(shape, row->parts.row[i], home + (size_t)row->k[i] * bytes);
 }
 
 /*
