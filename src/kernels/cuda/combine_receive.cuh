@@ -89,10 +89,11 @@ template <bool FT> __device__ inline void await_combine_lines(const struct cuda_
     wait_flag<FT>(l, turn, {flag, turn->stamp, rank, MUSTER_PHASE_COMBINE});
 }
 
+template <bool QUANTISED>
 __device__ __forceinline__ void add_up_token(const struct exchange_shape &shape, const struct sum_parts *parts,
                                              unsigned char *to)
 {
-    if (shape.quantise_return)
+    if (QUANTISED)
         return_add_up(shape, parts, to);
     else
         sum_row(parts, shape.type, to, shape.result_bytes);
@@ -101,7 +102,7 @@ __device__ __forceinline__ void add_up_token(const struct exchange_shape &shape,
 enum { ADD_TOKENS = 8 };
 
 /* As in combine_send.cuh, each warp finds out about another of the block's next tokens. */
-template <bool FT>
+template <bool FT, bool QUANTISED>
 __device__ inline void add_up_tokens(const struct cuda_launch &l, const struct turn *turn,
                                      const struct combine_receive_args &args, int32_t tokens, int block, int blocks)
 {
@@ -117,7 +118,7 @@ __device__ inline void add_up_tokens(const struct cuda_launch &l, const struct t
             int32_t token = first + n * blocks;
             if (!await_ranks<FT>(l, turn, token))
                 return;
-            add_up_token(l.shape, &parts[n], args.out + (size_t)token * l.shape.result_bytes);
+            add_up_token<QUANTISED>(l.shape, &parts[n], args.out + (size_t)token * l.shape.result_bytes);
         }
     }
 }

@@ -104,26 +104,29 @@ __device__ inline void find_row(const struct cuda_launch &l, const struct turn *
         turn_fail(l, MUSTER_REASON_VALUE, MUSTER_PHASE_COMBINE, rank, turn->epoch, (uint32_t)in.token);
 }
 
-/* A row of the caller's as it is, or in codes. */
+/* QUANTISED: rows go home in codes (quantise_return). A row of the caller's as it is, or in codes. */
+template <bool QUANTISED>
 __device__ __forceinline__ void return_one(const struct exchange_shape &shape, const unsigned char *from,
                                            unsigned char *to)
 {
-    if (shape.quantise_return)
+    if (QUANTISED)
         return_copy(shape, from, to);
     else
         copy_row(to, from, shape.result_bytes, threadIdx.x, blockDim.x);
 }
 
 /* A sum of rows, rounded to their type or to codes. */
+template <bool QUANTISED>
 __device__ __forceinline__ void return_parts(const struct exchange_shape &shape, const struct sum_parts *parts,
                                              unsigned char *to)
 {
-    if (shape.quantise_return)
+    if (QUANTISED)
         return_sum(shape, parts, to);
     else
         sum_row(parts, shape.type, to, shape.result_bytes);
 }
 
+template <bool QUANTISED>
 __device__ inline void return_row(const struct cuda_launch &l, const struct turn *turn,
                                   const struct combine_send_args &send, int rank, int32_t j,
                                   const struct returned_row *row)
@@ -133,12 +136,12 @@ __device__ inline void return_row(const struct cuda_launch &l, const struct turn
     unsigned char *sum = region_at(turn, rank, shape.arrived) + row_at(shape, turn->rank, row->token) * bytes;
     unsigned char *home = region_at(turn, rank, shape.home) + (size_t)row->token * (size_t)shape.topk * bytes;
     if (!shape.expert_major)
-        return_one(shape, rank_row(l, turn, send, rank, j), sum);
+        return_one<QUANTISED>(shape, rank_row(l, turn, send, rank, j), sum);
     else if (!shape.exact)
-        return_parts(shape, &row->parts, sum);
+        return_parts<QUANTISED>(shape, &row->parts, sum);
     else
         for (int i = 0; i < row->parts.count; i++)
-            return_one(shape, row->parts.row[i], home + (size_t)row->k[i] * bytes);
+            return_one<QUANTISED>(shape, row->parts.row[i], home + (size_t)row->k[i] * bytes);
 }
 
 /*
@@ -161,6 +164,7 @@ __device__ inline void raise_combine_lines(const struct cuda_launch &l, const st
  * What is known of a row takes several loads, one after the other, to find out. So each warp finds out about another of
  * the block's next rows, all at the same time, before the block returns them one by one.
  */
+template <bool QUANTISED>
 __device__ inline void send_rows_home(const struct cuda_launch &l, const struct turn *turn,
                                       const struct combine_send_args &send, int block, int blocks)
 {
@@ -181,7 +185,7 @@ __device__ inline void send_rows_home(const struct cuda_launch &l, const struct 
                 continue;
             if (!rows[n].good)
                 return;
-            return_row(l, turn, send, rank, i / ranks, &rows[n]);
+            return_row<QUANTISED>(l, turn, send, rank, i / ranks, &rows[n]);
             __syncthreads();
             uint64_t *flag = (uint64_t *)region_at(turn, rank, l.shape.arrived_flag);
             if (threadIdx.x == 0)
