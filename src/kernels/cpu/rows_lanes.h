@@ -245,18 +245,15 @@ INLINE void add_quantise_row(const struct rows_sum *sum, enum exchange_type type
     }
 }
 
-/* As number_from_e4m3(), lane by lane. */
+/* As number_from_e4m3(), lane by lane: to fp16, whose exponent has a bias of 15 where that of e4m3 has 7. */
 INLINE void decode_lanes(const uint8_t *codes, float_lanes *out)
 {
     code_lanes code;
     memcpy(&code, codes, sizeof(code));
-    bits_lanes all = __builtin_convertvector(code, bits_lanes), size = all & 0x7f;
-    bits_lanes bits = (size << 20) + (120u << 23);
-    bits_lanes small = (bits_lanes)((float_lanes)(bits + (1u << 23)) - 0x1p-6f), nan = (bits_lanes){0} + 0x7fc00000;
-    bits_lanes is_small = (bits_lanes)(size < 8), is_nan = (bits_lanes)(size == 0x7f);
-    choose_lanes(&is_small, &small, &bits);
-    choose_lanes(&is_nan, &nan, &bits);
-    *out = (float_lanes)(bits | (all & 0x80) << 24);
+    half_lanes all = __builtin_convertvector(code, half_lanes), size = all & 0x7f;
+    half_lanes is_nan = (half_lanes)(size == 0x7f), half = size << 7 | (all & 0x80) << 8 | (is_nan & 0x7e00);
+    lanes_from_fp16((const uint16_t *)(const void *)&half, out);
+    *out = *out * 256.0f;
 }
 
 INLINE void store_lanes(const float_lanes *in, enum exchange_type type, size_t at, void *out)
