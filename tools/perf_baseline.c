@@ -44,9 +44,10 @@ static bool has_counterpart(struct perf_run *run)
         return refuse(&run->baseline, "--no-baseline was given");
     if (s->cuda)
         return refuse(&run->baseline, "it runs on the host");
-    if (s->layout == MUSTER_EP_RANK_MAJOR && s->combine == MUSTER_EP_REDUCED && !s->quantise)
+    bool quantises = s->quantise || s->quantise_return;
+    if (s->layout == MUSTER_EP_RANK_MAJOR && s->combine == MUSTER_EP_REDUCED && !quantises)
         return true;
-    return refuse(&run->baseline, "it does --layout rank, --combine reduced and --quantise none only");
+    return refuse(&run->baseline, "it does --layout rank, --combine reduced, and neither way --quantise only");
 }
 
 static bool find_program(struct perf_baseline *b, char program[PATH_MAX])

@@ -24,7 +24,7 @@ struct perf_shape {
     int32_t ranks, hidden, topk, experts;
     int32_t slots; /* experts of a rank; expert e is slot e % slots of rank e / slots */
     enum perf_type type;
-    int32_t quantise, layout, combine; /* as in muster/ep.h */
+    int32_t quantise, quantise_return, layout, combine; /* as in muster/ep.h */
     int32_t token_counts;
     int32_t tokens[PERF_MAX_TOKEN_COUNTS]; /* of each rank, one count after the other */
     int32_t cores; /* that the ranks may use */

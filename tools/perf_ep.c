@@ -300,7 +300,10 @@ static bool measure_count(struct perf_run *run, int32_t count)
     return good;
 }
 
-/* Rows that stay in the library's memory are there in the rank-major layout only. The baseline comes last. */
+/*
+ * Rows that stay in the library's memory are there in the rank-major layout only, and only if they go home as they are.
+ * The baseline comes last.
+ */
 static void list_series(struct perf_run *run)
 {
     struct perf_series *s = run->series;
@@ -309,7 +312,7 @@ static void list_series(struct perf_run *run)
         run->series_count = 1;
         return;
     }
-    if (run->options.shape.layout == MUSTER_EP_RANK_MAJOR)
+    if (run->options.shape.layout == MUSTER_EP_RANK_MAJOR && !run->options.shape.quantise_return)
         *s++ = (struct perf_series){PERF_LIBRARY, true, "cpu", "in-place"};
     *s++ = (struct perf_series){PERF_LIBRARY, false, "cpu", "caller"};
     if (run->baseline.running)

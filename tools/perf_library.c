@@ -195,6 +195,7 @@ muster_ep_config perf_library_config(const struct perf_shape *shape, int32_t cou
     config.layout = (muster_ep_layout)shape->layout;
     config.combine = (muster_ep_combine_mode)shape->combine;
     config.quantise = (muster_ep_quantise)shape->quantise;
+    config.quantise_return = (muster_ep_quantise)shape->quantise_return;
     return config;
 }
 

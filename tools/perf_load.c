@@ -286,13 +286,15 @@ static float home_factor(const struct perf_shape *shape, const struct perf_route
 
 /*
  * All parts of a sum have the same sign, so each of at most three roundings (result, sum on a rank, sum at home) is off by
- * no more than half a place of the sum.
+ * no more than half a place of the sum. Values of a row differ by a factor of two at most, so all codes of fp8 are normal,
+ * and each time that rows are quantised adds half a place of those.
  */
 static float allowed_part(const struct perf_shape *shape)
 {
     static const float parts[] = {[PERF_BF16] = 1.0f / 64.0f, [PERF_FP16] = 1.0f / 512.0f, [PERF_FP32] = 1e-5f};
-    float part = parts[shape->type];
-    return shape->quantise == MUSTER_EP_QUANTISE_NONE ? part : part + 1.0f / 16.0f;
+    static const float quantised_parts[] = {0.0f, 1.0f / 16.0f, 2.0f / 16.0f + 1.0f / 256.0f};
+    int quantised = (shape->quantise != MUSTER_EP_QUANTISE_NONE) + (shape->quantise_return != MUSTER_EP_QUANTISE_NONE);
+    return parts[shape->type] + quantised_parts[quantised];
 }
 
 static uint64_t check_row(const struct perf_shape *shape, const void *row, const void *token, float factor)
@@ -324,10 +326,10 @@ uint64_t perf_load_check(const struct perf_shape *shape, int32_t rank, int32_t t
 
 /* ---- how much that is ---- */
 
-static size_t travelling_bytes(const struct perf_shape *shape)
+static size_t travelling_bytes(const struct perf_shape *shape, int32_t quantise)
 {
     size_t groups = ((size_t)shape->hidden + MUSTER_EP_FP8_GROUP - 1) / MUSTER_EP_FP8_GROUP;
-    return shape->quantise ? (size_t)shape->hidden + groups * sizeof(float) : perf_load_row_bytes(shape);
+    return quantise ? (size_t)shape->hidden + groups * sizeof(float) : perf_load_row_bytes(shape);
 }
 
 /* Rows out, and rows back: with exact combine one for each expert. */
@@ -340,7 +342,7 @@ static size_t crossing_bytes(const struct perf_shape *shape, int32_t home, const
     for (int32_t k = 0; k < shape->topk; k++)
         back += routes->expert[k] / shape->slots != home;
     back = shape->combine == MUSTER_EP_EXACT ? back : out;
-    return out * travelling_bytes(shape) + back * perf_load_row_bytes(shape);
+    return out * travelling_bytes(shape, shape->quantise) + back * travelling_bytes(shape, shape->quantise_return);
 }
 
 double perf_load_crossing_bytes(const struct perf_shape *shape, int32_t tokens)

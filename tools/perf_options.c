@@ -13,6 +13,7 @@
 
 enum {
     KEY_NO_BASELINE = 256,
+    KEY_QUANTISE_RETURN,
     KEY_NO_CHECK,
     KEY_CHECK,
     KEY_SPOIL,
@@ -33,6 +34,7 @@ static const struct argp_option option_table[] = {
     {"experts", 'e', "N", 0, "Experts in all (default 64; with cuda 256)", 0},
     {"dtype", 'd', "TYPE", 0, "bf16, fp16 or fp32 (default bf16)", 0},
     {"quantise", 'q', "HOW", 0, "On the way to the experts: none, fp8, or fp8p2 with scales that are powers of two", 0},
+    {"quantise-return", KEY_QUANTISE_RETURN, "HOW", 0, "On the way home: likewise", 0},
     {"layout", 'l', "LAYOUT", 0,
      "rank: a row for each token and rank; expert: for each token and expert (default rank; with cuda expert)", 0},
     {"combine", 'c', "MODE", 0, "reduced: a sum on each rank; exact: every row comes home (default reduced)", 0},
@@ -71,7 +73,7 @@ static const char text[] =
     "over "
     "a block's iterations, and the 90th percentile of all iterations. The blocks of the rows of a table take turns.\n\n"
     "  rows    in-place: received rows are used, and results written, where they lie in the library's memory; caller: "
-    "both are copied from and to arrays of the caller's\n"
+    "both are copied from and to arrays of the caller's, which is the only way with --quantise-return\n"
     "  GB/s    bytes of rows that cross from rank to rank, there and back, each rank's share, by the pair's time\n"
     "  MB      memory of a rank for the exchange\n"
     "  wrong   values that were not what they should be\n"
@@ -132,6 +134,7 @@ static error_t parse_shape(int key, char *value, struct argp_state *state, struc
     case KEY_NO_FAULT_TOLERANCE: s->no_fault_tolerance = true; return 0;
     case 'd': s->type = (enum perf_type)choose(state, "dtype", value, types); return 0;
     case 'q': s->quantise = choose(state, "quantise", value, quantise); return 0;
+    case KEY_QUANTISE_RETURN: s->quantise_return = choose(state, "quantise-return", value, quantise); return 0;
     case 'l': s->layout = choose(state, "layout", value, layouts); return 0;
     case 'c': s->combine = choose(state, "combine", value, modes); return 0;
     case 's': s->seed = tool_number(state, "seed", value, 0, INT64_MAX); return 0;

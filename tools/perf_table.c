@@ -11,10 +11,10 @@ static const char *dtype_name(const struct perf_shape *s)
     return names[s->type];
 }
 
-static const char *quantise_name(const struct perf_shape *s)
+static const char *quantise_name(int32_t quantise)
 {
     static const char *const names[] = {"none", "fp8", "fp8p2"};
-    return names[s->quantise];
+    return names[quantise];
 }
 
 static const char *layout_name(const struct perf_shape *s)
@@ -67,8 +67,9 @@ void perf_print_header(const struct perf_run *run)
         return;
     }
     print_place(run);
-    printf("# seed %llu; quantise %s; between dispatch and combine: %s\n", (unsigned long long)o->shape.seed,
-           quantise_name(&o->shape), o->shape.copy ? "a copy of the received rows" : "nothing");
+    printf("# seed %llu; quantise %s, on the way home %s; between dispatch and combine: %s\n",
+           (unsigned long long)o->shape.seed, quantise_name(o->shape.quantise), quantise_name(o->shape.quantise_return),
+           o->shape.copy ? "a copy of the received rows" : "nothing");
     printf(
         "# medians of %d blocks in turns, each the median of %d iterations after %d to warm up, of the slowest rank\n",
         o->blocks, o->iterations, o->warmup);
@@ -127,7 +128,8 @@ static void set_shape(json_t *object, const struct perf_shape *s, int32_t count)
     set_count(object, "topk", s->topk);
     set_count(object, "experts", s->experts);
     set_text(object, "dtype", dtype_name(s));
-    set_text(object, "quantise", quantise_name(s));
+    set_text(object, "quantise", quantise_name(s->quantise));
+    set_text(object, "quantise_return", quantise_name(s->quantise_return));
     set_text(object, "layout", layout_name(s));
     set_text(object, "combine", combine_name(s));
     set_text(object, "experts_do", s->copy ? "copy" : "nothing");

@@ -39,8 +39,9 @@ typedef enum muster_ep_combine_mode {
     /* Every expert's row comes home, is weighted there and added in top-k order in fp32. Needs expert-major. */
     MUSTER_EP_EXACT = 0,
     /*
-     * Each rank weights and adds its experts' rows for a token in top-k order in fp32, rounds once to `dtype`; the
-     * home rank adds the ranks in rank order. With rank-major the caller has done the first half.
+     * Each rank weights and adds its experts' rows for a token in top-k order in fp32, rounds once to `dtype` (or
+     * quantises once: quantise_return); the home rank adds the ranks in rank order. With rank-major the caller has done
+     * the first half.
      */
     MUSTER_EP_REDUCED = 1,
 } muster_ep_combine_mode;
@@ -73,6 +74,12 @@ typedef struct muster_ep_config {
     int32_t load_stats; /* 1: dispatch gathers every rank's routes per slot */
     int32_t payload_count;
     muster_ep_payload payload[MUSTER_EP_MAX_PAYLOADS];
+    /*
+     * Rows of results go home as fp8 with scales, those for this rank's own tokens as well: what was to be rounded to
+     * `dtype` on the way is quantised instead, a reduced combine's sums straight from fp32. At home a value is code *
+     * scale in fp32, weighted and added as always; `out` is of `dtype`. Independent of `quantise`.
+     */
+    muster_ep_quantise quantise_return;
 } muster_ep_config;
 
 #define MUSTER_EP_CONFIG_INIT                                                    \
@@ -132,7 +139,7 @@ typedef struct muster_ep_combine_args {
     size_t size;
     /*
      * Expert-major: [S, R*T, H], each row where dispatch put it. Rank-major: [R, T, H], weighted and summed over this
-     * rank's experts; NULL takes what the caller wrote into the tensor of muster_ep_results().
+     * rank's experts; NULL takes what the caller wrote into the tensor of muster_ep_results(), where there is one.
      */
     const muster_tensor *results;
     const muster_tensor *out; /* [n, H] dtype; rows without any route become 0 */
@@ -192,7 +199,8 @@ MUSTER_API muster_status muster_ep_received(muster_ep *ep, muster_tensor *tensor
 
 /*
  * Rank-major: where the caller may write its results [R, T, H] so that combine need not copy them: writable from
- * dispatch's return to the combine's send half. Errors: ARGUMENT (layout).
+ * dispatch's return to the combine's send half. Not with quantise_return, whose rows do not go home as they are.
+ * Errors: ARGUMENT (layout, quantise_return).
  */
 MUSTER_API muster_status muster_ep_results(muster_ep *ep, muster_tensor *tensor);
 

@@ -455,6 +455,15 @@ muster_status args_dispatch(const struct args_exchange *x, const char *call, con
 
 /* ---------------------------------------------------------------------------------------------------------- combine */
 
+static muster_status refuse_in_place(const struct checker *c)
+{
+    return error_set(
+        MUSTER_ERR_ARGUMENT,
+        "%s: results must not be NULL: with quantise_return rows do not go home as they are, and cannot be "
+        "given in place",
+        c->call);
+}
+
 static muster_status take_results(struct checker *c, const muster_ep_combine_args *args, struct combine_send_args *send)
 {
     const struct exchange_shape *shape = c->x->shape;
@@ -462,7 +471,7 @@ static muster_status take_results(struct checker *c, const muster_ep_combine_arg
     struct place place;
     *send = (struct combine_send_args){.stamp = 0};
     if (!args->results && !shape->expert_major)
-        return MUSTER_OK;
+        return shape->quantise_return ? refuse_in_place(c) : MUSTER_OK;
     if (shape->expert_major) {
         rule.shape[0] = shape->slots;
         rule.shape[1] = (int64_t)shape->ranks * shape->tokens;
@@ -479,7 +488,7 @@ static muster_status take_results(struct checker *c, const muster_ep_combine_arg
 static bool in_place(const struct args_exchange *x, const struct combine_send_args *send)
 {
     const struct exchange_shape *shape = x->shape;
-    return !shape->expert_major && send->results.data == x->region + shape->results &&
+    return !shape->expert_major && !shape->quantise_return && send->results.data == x->region + shape->results &&
            send->results.stride == shape->result_bytes &&
            send->block_stride == (size_t)shape->tokens * shape->result_bytes;
 }

@@ -327,5 +327,9 @@ muster_status muster_ep_results(muster_ep *ep, muster_tensor *tensor)
     muster_status status = ep_check_handle(ep, "muster_ep_results", NULL);
     if (status != MUSTER_OK)
         return status;
+    if (ep->shape.quantise_return)
+        return error_set(MUSTER_ERR_ARGUMENT,
+                         "muster_ep_results: needs an exchange with quantise_return = MUSTER_EP_QUANTISE_NONE: rows do "
+                         "not go home as they are, and cannot be written in place");
     return ep_tensor(ep, "muster_ep_results", ep->config.dtype, ep->shape.results, tensor);
 }

@@ -237,8 +237,9 @@ muster_status ep_host_receive(struct muster_ep *ep, struct dispatch_receive_args
 /* ---------------------------------------------------------------------------------------------------------- combine */
 
 /*
- * Likewise: results for this rank's own tokens are added up where they are. Not sums that have to be made first, and not
- * what lies in the region: with the combine flag this rank lets go of all that dispatch brought there.
+ * Likewise: results for this rank's own tokens are added up where they are. Not sums that have to be made first, not rows
+ * that are quantised on the way, and not what lies in the region: with the combine flag this rank lets go of all that
+ * dispatch brought there.
  */
 void ep_host_keep_own_results(const struct muster_ep *ep, struct combine_send_args *send,
                               struct combine_receive_args *receive)
@@ -246,7 +247,7 @@ void ep_host_keep_own_results(const struct muster_ep *ep, struct combine_send_ar
     const unsigned char *begin = ep->region + ep->shape.begin, *end = ep->region + ep->shape.end;
     size_t blocks_bytes = (size_t)ep->shape.ranks * send->block_stride;
     bool in_region = send->results.data < end && send->results.data + blocks_bytes > begin;
-    if (ep->shape.expert_major || !send->results.data || in_region)
+    if (ep->shape.expert_major || ep->shape.quantise_return || !send->results.data || in_region)
         return;
     send->keeps_own = true;
     receive->own = send;

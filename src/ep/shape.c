@@ -8,7 +8,7 @@
 
 #include "core/error.h"
 
-enum { MAX_TOKENS = 65536 };
+enum { MAX_TOKENS = 65536, ROW_ALIGNMENT = 16 };
 
 static bool dtype_is(muster_dtype a, muster_dtype b)
 {
@@ -82,6 +82,7 @@ static muster_status check_numbers(const muster_ep_config *c, int32_t ranks)
         {"layout", (int64_t)c->layout, MUSTER_EP_EXPERT_MAJOR, MUSTER_EP_RANK_MAJOR},
         {"combine", (int64_t)c->combine, MUSTER_EP_EXACT, MUSTER_EP_REDUCED},
         {"quantise", (int64_t)c->quantise, MUSTER_EP_QUANTISE_NONE, MUSTER_EP_QUANTISE_FP8_POW2},
+        {"quantise_return", (int64_t)c->quantise_return, MUSTER_EP_QUANTISE_NONE, MUSTER_EP_QUANTISE_FP8_POW2},
         {"masked", c->masked, 0, 1},
         {"load_stats", c->load_stats, 0, 1},
         {"payload_count", c->payload_count, 0, MUSTER_EP_MAX_PAYLOADS},
@@ -112,11 +113,22 @@ muster_status shape_check(const muster_ep_config *config, int32_t ranks)
     return status;
 }
 
+/* Whether a caller may write results where they lie in the region, so that nothing else may be stored there. */
+static bool keeps_results(const struct exchange_shape *shape)
+{
+    return !shape->expert_major && !shape->quantise_return;
+}
+
+static uint64_t round_up(uint64_t bytes, uint64_t unit)
+{
+    return (bytes + unit - 1) / unit * unit;
+}
+
 /* Takes `bytes`; everything begins on a cache line, so that no line has two writers. */
 static uint64_t take(uint64_t *next, uint64_t bytes)
 {
     uint64_t offset = *next;
-    *next += (bytes + SHAPE_ALIGNMENT - 1) / SHAPE_ALIGNMENT * SHAPE_ALIGNMENT;
+    *next += round_up(bytes, SHAPE_ALIGNMENT);
     return offset;
 }
 
@@ -126,14 +138,29 @@ static void add_array(struct exchange_shape *shape, uint64_t *next, size_t row_b
     shape->array[shape->arrays++] = (struct exchange_array){take(next, rows * row_bytes), row_bytes};
 }
 
+static size_t scale_bytes(int32_t hidden)
+{
+    return ((size_t)hidden + MUSTER_EP_FP8_GROUP - 1) / MUSTER_EP_FP8_GROUP * sizeof(float);
+}
+
 static void make_arrays(const muster_ep_config *config, struct exchange_shape *shape, uint64_t *next)
 {
     size_t hidden = (size_t)config->hidden;
     add_array(shape, next, config->quantise ? hidden : shape->result_bytes);
     if (config->quantise)
-        add_array(shape, next, (hidden + MUSTER_EP_FP8_GROUP - 1) / MUSTER_EP_FP8_GROUP * sizeof(float));
+        add_array(shape, next, scale_bytes(config->hidden));
     for (int32_t i = 0; i < config->payload_count; i++)
         add_array(shape, next, (size_t)config->payload[i].elements * (config->payload[i].dtype.bits / 8u));
+}
+
+/* Codes and scales each begin on 16 bytes, so that a row can be moved that many at a time. */
+static void make_return(struct exchange_shape *shape)
+{
+    shape->return_bytes = shape->result_bytes;
+    if (!shape->quantise_return)
+        return;
+    shape->return_scales = round_up((uint64_t)shape->hidden, ROW_ALIGNMENT);
+    shape->return_bytes = shape->return_scales + round_up(scale_bytes(shape->hidden), ROW_ALIGNMENT);
 }
 
 /* Nothing here depends on how many tokens a step has: a slow rank of one step and a fast one of the next agree. */
@@ -149,12 +176,12 @@ static void make_offsets(const muster_ep_config *config, uint64_t begin, struct 
     shape->row_slot = take(&next, ranks * routes * sizeof(int32_t));
     shape->row_weight = take(&next, ranks * routes * sizeof(float));
     make_arrays(config, shape, &next);
-    shape->results = take(&next, shape->exact ? 0 : rows * shape->result_bytes);
-    shape->home = take(&next, shape->exact ? routes * shape->result_bytes : 0);
+    shape->results = take(&next, shape->exact ? 0 : rows * shape->return_bytes);
+    shape->home = take(&next, shape->exact ? routes * shape->return_bytes : 0);
     shape->row_index = take(&next, ranks * routes * sizeof(int32_t));
     shape->row_flag = take(&next, rows * sizeof(uint64_t));
     shape->slot_counts = take(&next, ranks * (uint64_t)shape->slots * sizeof(int32_t));
-    shape->arrived = shape->expert_major ? shape->results : take(&next, rows * shape->result_bytes);
+    shape->arrived = keeps_results(shape) ? take(&next, rows * shape->return_bytes) : shape->results;
     shape->arrived_flag = take(&next, rows * sizeof(uint64_t));
     shape->state = take(&next, EXCHANGE_STATE_BYTES);
     shape->rows_from = take(&next, ranks * sizeof(int32_t));
@@ -178,9 +205,11 @@ void shape_make(const muster_ep_config *config, int32_t ranks, uint64_t begin, s
         .masked = config->masked != 0,
         .load_stats = config->load_stats != 0,
         .quantise = config->quantise,
+        .quantise_return = config->quantise_return,
         .result_bytes = (size_t)config->hidden * (config->dtype.bits / 8u),
     };
     type_of(config->dtype, &shape->type);
+    make_return(shape);
     make_offsets(config, begin, shape);
 }
 
@@ -229,8 +258,9 @@ void shape_fields(const muster_ep_config *config, char out[SHAPE_FIELDS_BYTES])
     text_add(&text, "hidden=%d\ndtype=%d/%d\nmax_tokens=%d\nslots_per_rank=%d\ntopk=%d\nlayout=%d\ncombine=%d\n",
              config->hidden, config->dtype.code, config->dtype.bits, config->max_tokens, config->slots_per_rank,
              config->topk, (int)config->layout, (int)config->combine);
-    text_add(&text, "quantise=%d\nmasked=%d\nload_stats=%d\npayload_count=%d\n", (int)config->quantise, config->masked,
-             config->load_stats, config->payload_count);
+    text_add(&text, "quantise=%d\nquantise_return=%d\nmasked=%d\nload_stats=%d\npayload_count=%d\n",
+             (int)config->quantise, (int)config->quantise_return, config->masked, config->load_stats,
+             config->payload_count);
     for (int32_t i = 0; i < config->payload_count; i++)
         text_add_payload(&text, &config->payload[i], i);
 }

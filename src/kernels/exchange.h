@@ -48,10 +48,12 @@ struct exchange_shape {
     int32_t ranks, slots, tokens, topk, hidden;
     bool expert_major, exact, masked, load_stats;
     enum exchange_type type; /* of hidden states and results */
-    muster_ep_quantise quantise;
+    muster_ep_quantise quantise, quantise_return;
     int32_t arrays;
     struct exchange_array array[EXCHANGE_MAX_ARRAYS];
-    size_t result_bytes; /* of one row of H */
+    size_t result_bytes; /* of one row of H, as callers give and get it */
+    size_t return_bytes; /* of one row on its way home: the same, or H codes and behind them their scales */
+    size_t return_scales; /* quantise_return: where in such a row the scales begin */
     uint64_t dispatch_line; /* [R] lines */
     uint64_t combine_line; /* [R] lines */
     uint64_t loads; /* [R][R * S] int32; with load_stats */

@@ -53,6 +53,7 @@ muster_ep_config case_config(const struct exchange_case *c)
     config.layout = c->layout;
     config.combine = c->combine;
     config.quantise = c->quantise;
+    config.quantise_return = c->quantise_return;
     config.masked = c->masked;
     config.load_stats = c->load_stats;
     config.payload_count = c->payloads;
@@ -60,6 +61,15 @@ muster_ep_config case_config(const struct exchange_case *c)
         config.payload[p] =
             (muster_ep_payload){.name = "extra", .elements = c->payload[p].elements, .dtype = c->payload[p].dtype};
     return config;
+}
+
+static enum oracle_quantise case_quantise(muster_ep_quantise quantise)
+{
+    switch (quantise) {
+    case MUSTER_EP_QUANTISE_FP8: return ORACLE_SCALED;
+    case MUSTER_EP_QUANTISE_FP8_POW2: return ORACLE_SCALED_POW2;
+    default: return ORACLE_PLAIN;
+    }
 }
 
 static struct oracle_shape case_shape(const struct exchange_case *c, int ranks)
@@ -73,10 +83,8 @@ static struct oracle_shape case_shape(const struct exchange_case *c, int ranks)
                                  .payloads = c->payloads,
                                  .pad = c->pad,
                                  .invalid = -7};
-    if (c->quantise == MUSTER_EP_QUANTISE_FP8)
-        shape.quantise = ORACLE_SCALED;
-    else if (c->quantise == MUSTER_EP_QUANTISE_FP8_POW2)
-        shape.quantise = ORACLE_SCALED_POW2;
+    shape.quantise = case_quantise(c->quantise);
+    shape.quantise_return = case_quantise(c->quantise_return);
     for (int p = 0; p < c->payloads; p++)
         shape.payload_bytes[p] = c->payload[p].elements * c->payload[p].dtype.bits / 8;
     return shape;

@@ -23,7 +23,7 @@ struct exchange_case {
     int topk;
     muster_ep_layout layout;
     muster_ep_combine_mode combine;
-    muster_ep_quantise quantise;
+    muster_ep_quantise quantise, quantise_return;
     enum case_tokens tokens;
     enum case_routes routes;
     enum case_values values;

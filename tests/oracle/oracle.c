@@ -222,34 +222,72 @@ static size_t rank_row(const struct oracle_shape *shape, const struct oracle_ran
     return row;
 }
 
-/* One term: the weight times one element, rounded to fp32 before it is added to anything. */
-static float weighted(const struct oracle_shape *shape, const void *results, size_t row, int column, float weight)
+static float *oracle_row(const struct oracle_shape *shape)
 {
-    float element = (float)oracle_decode(shape->type, results, row * (size_t)shape->hidden + (size_t)column);
-    float term = weight * element;
-    return term;
+    return oracle_canaries((size_t)shape->hidden, sizeof(float));
 }
 
-/* Adds the terms of token's routes to `rank` (or to all ranks: -1), in top-k order, column by column. */
-static void sum_routes(const struct oracle_shape *shape, const struct oracle_rank *ranks, unsigned char *const *results,
-                       int home, int token, int rank, float *sum)
+static void row_load(const struct oracle_shape *shape, const void *results, size_t row, float *values)
+{
+    for (int h = 0; h < shape->hidden; h++)
+        values[h] = (float)oracle_decode(shape->type, results, row * (size_t)shape->hidden + (size_t)h);
+}
+
+static void group_return(const struct oracle_shape *shape, float *values, int count)
+{
+    uint8_t codes[ORACLE_GROUP];
+    float scale = oracle_fp8_group(values, count, shape->quantise_return, codes);
+    for (int i = 0; i < count; i++)
+        values[i] = (float)oracle_fp8_value(codes[i]) * scale;
+}
+
+/* What a row is at home that was `values` when it left: rounded to the type of results, or quantised. */
+static void row_return(const struct oracle_shape *shape, float *values)
+{
+    for (int h = 0; h < shape->hidden && !shape->quantise_return; h++) {
+        float rounded;
+        oracle_encode(shape->type, &rounded, 0, (double)values[h]);
+        values[h] = (float)oracle_decode(shape->type, &rounded, 0);
+    }
+    for (int begin = 0; begin < shape->hidden && shape->quantise_return; begin += ORACLE_GROUP)
+        group_return(shape, values + begin,
+                     shape->hidden - begin < ORACLE_GROUP ? shape->hidden - begin : ORACLE_GROUP);
+}
+
+/* Each term is the weight times one element, rounded to fp32 before it is added to anything. */
+static void row_add(const struct oracle_shape *shape, const float *values, float weight, float *sum)
+{
+    for (int h = 0; h < shape->hidden; h++) {
+        float term = weight * values[h];
+        sum[h] = sum[h] + term;
+    }
+}
+
+static void row_clear(const struct oracle_shape *shape, float *sum)
 {
     for (int h = 0; h < shape->hidden; h++)
         sum[h] = 0.0f;
+}
+
+/*
+ * Adds the terms of token's routes in top-k order: of all, whose rows have come home (rank -1), or of those to one rank,
+ * whose rows are still there.
+ */
+static void sum_routes(const struct oracle_shape *shape, const struct oracle_rank *ranks, unsigned char *const *results,
+                       int home, int token, int rank, float *sum)
+{
+    float *values = oracle_row(shape);
+    row_clear(shape, sum);
     for (int k = 0; k < shape->topk; k++) {
         int64_t slot = oracle_route(shape, ranks, home, token, k);
         if (slot < 0 || (rank >= 0 && slot / shape->slots != rank))
             continue;
-        size_t row = slot_row(shape, ranks, home, token, slot);
-        float weight = oracle_weight(shape, &ranks[home], token, k);
-        for (int h = 0; h < shape->hidden; h++)
-            sum[h] = sum[h] + weighted(shape, results[slot / shape->slots], row, h, weight);
+        row_load(shape, results[slot / shape->slots], slot_row(shape, ranks, home, token, slot), values);
+        if (rank < 0)
+            row_return(shape, values);
+        row_add(shape, values, oracle_weight(shape, &ranks[home], token, k), sum);
     }
-}
-
-static float *oracle_row(const struct oracle_shape *shape)
-{
-    return oracle_canaries((size_t)shape->hidden, sizeof(float));
+    free(values);
 }
 
 static void row_round(const struct oracle_shape *shape, const float *sum, void *out, int token)
@@ -273,42 +311,38 @@ void oracle_combine_reduced(const struct oracle_shape *shape, const struct oracl
                             unsigned char *const *results, int home, void *out)
 {
     float *sum = oracle_row(shape), *part = oracle_row(shape);
-    void *wire = oracle_row(shape);
     for (int token = 0; token < ranks[home].tokens; token++) {
-        for (int h = 0; h < shape->hidden; h++)
-            sum[h] = 0.0f;
+        row_clear(shape, sum);
         for (int rank = 0; rank < shape->ranks; rank++) {
             if (!oracle_routes_to_rank(shape, ranks, home, token, rank))
                 continue;
             sum_routes(shape, ranks, results, home, token, rank, part);
-            row_round(shape, part, wire, 0);
-            for (int h = 0; h < shape->hidden; h++)
-                sum[h] = sum[h] + (float)oracle_decode(shape->type, wire, (size_t)h);
+            row_return(shape, part);
+            row_add(shape, part, 1.0f, sum);
         }
         row_round(shape, sum, out, token);
     }
     free(sum);
     free(part);
-    free(wire);
 }
 
 void oracle_combine_rank_major(const struct oracle_shape *shape, const struct oracle_rank *ranks,
                                unsigned char *const *results, int home, void *out)
 {
-    float *sum = oracle_row(shape);
+    float *sum = oracle_row(shape), *part = oracle_row(shape);
     for (int token = 0; token < ranks[home].tokens; token++) {
-        for (int h = 0; h < shape->hidden; h++)
-            sum[h] = 0.0f;
+        row_clear(shape, sum);
         for (int rank = 0; rank < shape->ranks; rank++) {
             if (!oracle_routes_to_rank(shape, ranks, home, token, rank))
                 continue;
-            size_t row = rank_row(shape, ranks, home, token, rank);
-            for (int h = 0; h < shape->hidden; h++)
-                sum[h] = sum[h] + weighted(shape, results[rank], row, h, 1.0f);
+            row_load(shape, results[rank], rank_row(shape, ranks, home, token, rank), part);
+            row_return(shape, part);
+            row_add(shape, part, 1.0f, sum);
         }
         row_round(shape, sum, out, token);
     }
     free(sum);
+    free(part);
 }
 
 void oracle_combine_real(const struct oracle_shape *shape, const struct oracle_rank *ranks,

@@ -24,7 +24,8 @@ struct oracle_shape {
     int hidden; /* elements */
     int topk;
     enum oracle_type type; /* of hidden rows, results and the output: anything but ORACLE_FP8 */
-    enum oracle_quantise quantise;
+    enum oracle_quantise quantise; /* of hidden rows on their way to the experts */
+    enum oracle_quantise quantise_return; /* of rows of results on their way home */
     int payloads;
     int payload_bytes[ORACLE_MAX_PAYLOADS]; /* per token */
     int pad; /* rows past the count get `invalid` in their ids */

@@ -127,6 +127,8 @@ perf_modes() {
     local shape="--no-baseline --json --ranks 3 --tokens 9 --hidden 200 --topk 5 --experts 10"
     for mode in "--layout expert --combine exact" "--layout expert --combine reduced --dtype fp32" \
         "--layout expert --combine exact --quantise fp8" "--layout rank --quantise fp8p2" "--dtype fp32 --experts-do copy" \
+        "--layout expert --combine exact --quantise-return fp8" "--layout expert --quantise fp8 --quantise-return fp8p2" \
+        "--layout rank --quantise-return fp8" "--dtype fp32 --quantise fp8 --quantise-return fp8" \
         "--layout expert --combine exact --dtype fp16" "--dtype fp16 --quantise fp8" "--dtype fp16 --experts-do copy"; do
         call 0 perf ep $shape $quick $mode
         is 1 wrong 0
@@ -134,6 +136,32 @@ perf_modes() {
     done
     is 1 dtype fp16
     says out '"experts_do": "copy"'
+}
+
+# What goes home as fp8 is checked as everything else is, cannot be written in place, takes less memory and fewer bytes.
+perf_quantised_return() {
+    local shape="--no-baseline --tokens 16 --layout rank"
+    call 0 perf ep $shape --json --quantise-return fp8 $quick
+    lines_are 1
+    is 1 rows caller
+    is 1 quantise none
+    is 1 quantise_return fp8
+    is 1 wrong 0
+    # 16 tokens, 2 ranks: an area of results of 2 * 16 rows of 2048 + 64 bytes, instead of two of 4096 bytes each.
+    local less
+    less=$(field 1 exchange_mb)
+    call 0 perf ep $shape --json $quick
+    is 1 quantise_return none
+    awk -v a="$(field 1 exchange_mb)" -v b="$less" 'BEGIN { d = (a - b) * 1e6; exit !(d > 194000 && d < 195000) }' ||
+        complain "memory: $less MB instead of $(field 1 exchange_mb)"
+    call 1 perf ep $shape --json --quantise-return fp8 --spoil $quick
+    above 1 wrong 0
+    call 0 perf ep $shape --quantise-return fp8p2 $quick
+    says out 'quantise none, on the way home fp8p2'
+    call 0 perf ep --tokens 4 --quantise-return fp8 $quick
+    says out '^# no mpi: it does --layout rank'
+    call 2 perf ep --quantise-return fp4
+    says err '--quantise-return is "fp4"; it must be one of none, fp8, fp8p2'
 }
 
 # A wrong value is seen, whichever way it is looked at; without the check nobody looks.
@@ -234,6 +262,7 @@ info_environment
 info_json
 perf_rows
 perf_modes
+perf_quantised_return
 perf_check
 perf_table
 perf_floor

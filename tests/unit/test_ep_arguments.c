@@ -182,7 +182,8 @@ static int dispatch_targets(struct party *p, struct target targets[MAX_TARGETS])
 static int combine_targets(struct party *p, struct target targets[MAX_TARGETS])
 {
     muster_ep_combine_args *c = &p->combine;
-    unsigned results = p->world->c.layout == MUSTER_EP_EXPERT_MAJOR ? REQUIRED : 0;
+    bool in_place = p->world->c.layout == MUSTER_EP_RANK_MAJOR && !p->world->c.quantise_return;
+    unsigned results = in_place ? 0 : REQUIRED;
     const struct target all[] = {
         {"results", &c->results, INPUT | results},
         {"out", &c->out, OUTPUT | REQUIRED},
@@ -267,6 +268,16 @@ static const struct exchange_case rank_major = {.name = "rank-major",
                                                 .ids64 = 1,
                                                 TWO_PAYLOADS};
 
+static const struct exchange_case returned = {.name = "rank-major, fp8 home",
+                                              .hidden = 136,
+                                              .max_tokens = 4,
+                                              .slots = 3,
+                                              .topk = 2,
+                                              .layout = MUSTER_EP_RANK_MAJOR,
+                                              .combine = MUSTER_EP_REDUCED,
+                                              .quantise_return = MUSTER_EP_QUANTISE_FP8,
+                                              TWO_PAYLOADS};
+
 static void wrong_tensors_expert_major(void **state)
 {
     (void)state;
@@ -277,6 +288,12 @@ static void wrong_tensors_rank_major(void **state)
 {
     (void)state;
     run_on(&rank_major, 2, spoil_tensors);
+}
+
+static void wrong_tensors_quantised_return(void **state)
+{
+    (void)state;
+    run_on(&returned, 2, spoil_tensors);
 }
 
 /* ---- what is wrong with the call as a whole ---- */
@@ -528,6 +545,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(wrong_tensors_expert_major),
         cmocka_unit_test(wrong_tensors_rank_major),
+        cmocka_unit_test(wrong_tensors_quantised_return),
         cmocka_unit_test(wrong_calls),
         cmocka_unit_test(outputs_of_other_configurations),
         cmocka_unit_test(too_many_tokens),

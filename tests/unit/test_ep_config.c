@@ -51,6 +51,8 @@ static const struct change wrong[] = {
     {"combine", AT(combine), 2, ""},
     {"combine", AT(layout), MUSTER_EP_RANK_MAJOR, ""}, /* with exact */
     {"quantise", AT(quantise), 3, ""},
+    {"quantise_return", AT(quantise_return), 3, "2"},
+    {"quantise_return", AT(quantise_return), -1, "0"},
     {"payload_count", AT(payload_count), 8, "7"},
     {"payload_count", AT(payload_count), -1, "7"},
     {"payload[0]", AT(payload[0].elements), 0, "1"},
@@ -104,6 +106,34 @@ static void all_types_are_taken(void **state)
     assert_true(bytes[ORACLE_FP32] > bytes[ORACLE_FP16] + bytes[ORACLE_FP16] / 2);
 }
 
+/* Rows that go home as fp8 take a byte for each value and four for each group; in rank-major there is one area of them. */
+static void quantised_returns_need_less_memory(void **state)
+{
+    (void)state;
+    enum { HIDDEN = 4096, RANKS = 4, ROW = HIDDEN * 2, CODES = HIDDEN + HIDDEN / 128 * 4 };
+    const uint64_t rows = RANKS * 4, routes = 4 * 2;
+    const struct {
+        muster_ep_layout layout;
+        muster_ep_combine_mode combine;
+        uint64_t before, after;
+    } all[] = {
+        {MUSTER_EP_EXPERT_MAJOR, MUSTER_EP_EXACT, routes * ROW, routes * CODES},
+        {MUSTER_EP_EXPERT_MAJOR, MUSTER_EP_REDUCED, rows * ROW, rows * CODES},
+        {MUSTER_EP_RANK_MAJOR, MUSTER_EP_REDUCED, 2 * rows * ROW, rows * CODES},
+    };
+    for (int i = 0; i < COUNT(all); i++) {
+        uint64_t plain, quantised;
+        muster_ep_config config = case_config(&base);
+        config.hidden = HIDDEN;
+        config.layout = all[i].layout;
+        config.combine = all[i].combine;
+        assert_int_equal(muster_ep_memory_bytes(&config, RANKS, &plain), MUSTER_OK);
+        config.quantise_return = MUSTER_EP_QUANTISE_FP8;
+        assert_int_equal(muster_ep_memory_bytes(&config, RANKS, &quantised), MUSTER_OK);
+        assert_int_equal(plain - quantised, all[i].before - all[i].after);
+    }
+}
+
 /* A refused creation leaves the handle alone, is local, and the next creation works. */
 static void refuse_wrong(struct cluster_rank *self)
 {
@@ -146,6 +176,7 @@ static const struct {
     {{"layout", AT(layout), MUSTER_EP_RANK_MAJOR, ""}, "", ""},
     {{"combine", AT(combine), MUSTER_EP_EXACT, ""}, "", ""},
     {{"quantise", AT(quantise), MUSTER_EP_QUANTISE_FP8, ""}, "", ""},
+    {{"quantise_return", AT(quantise_return), MUSTER_EP_QUANTISE_FP8_POW2, ""}, "0", "2"},
     {{"masked", AT(masked), 1, ""}, "0", "1"},
     {{"load_stats", AT(load_stats), 1, ""}, "0", "1"},
     {{"payload_count", AT(payload_count), 0, ""}, "1", "0"},
@@ -334,6 +365,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(wrong_configurations_need_no_group),
         cmocka_unit_test(all_types_are_taken),
+        cmocka_unit_test(quantised_returns_need_less_memory),
         cmocka_unit_test(wrong_configurations_are_refused_locally),
         cmocka_unit_test(different_configurations_are_named),
         cmocka_unit_test(different_groups_are_named),

@@ -53,6 +53,15 @@ static const struct exchange_case masked_cases[] = {
      .layout = MUSTER_EP_RANK_MAJOR,
      .combine = MUSTER_EP_REDUCED,
      .in_place = 1},
+    {.name = "masked reduced, fp8 home",
+     .hidden = 136,
+     .max_tokens = 6,
+     .slots = 2,
+     .topk = 3,
+     .masked = 1,
+     .combine = MUSTER_EP_REDUCED,
+     .quantise_return = MUSTER_EP_QUANTISE_FP8,
+     .tokens = TOKENS_UNEVEN},
 };
 
 enum { MASKED_CASES = sizeof(masked_cases) / sizeof(masked_cases[0]) };

@@ -230,6 +230,28 @@ static void in_place_needs_rank_major(void **state)
     run_two(&plain, received_only_in_rank_major);
 }
 
+/* With quantise_return rows can be read in place, but none can be written. */
+static void results_only_as_they_are(struct cluster_rank *self)
+{
+    const struct world *world = self->context;
+    muster_ep *ep = rounds_create(self, &world->c);
+    muster_tensor tensor = {.ndim = 99};
+    expect_status(muster_ep_results(ep, &tensor), MUSTER_ERR_ARGUMENT, "results with quantise_return");
+    expect(strstr(muster_last_error(), "quantise_return"), "the error does not name it: \"%s\"", muster_last_error());
+    expect(tensor.ndim == 99, "a refused call wrote its output");
+    expect_status(muster_ep_received(ep, &tensor), MUSTER_OK, "received with quantise_return");
+    rounds_exchange(self, ep, world);
+    muster_ep_destroy(ep);
+}
+
+static void results_in_place_are_not_quantised(void **state)
+{
+    (void)state;
+    struct exchange_case c = rank_major;
+    c.quantise_return = MUSTER_EP_QUANTISE_FP8;
+    run_two(&c, results_only_as_they_are);
+}
+
 /* After leaving, a handle only serves to be destroyed; the others go on. */
 static void leave_first(struct cluster_rank *self)
 {
@@ -263,7 +285,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(exchanges_go_in_order),     cmocka_unit_test(steps_go_in_order),
         cmocka_unit_test(verdicts_queue_up),         cmocka_unit_test(void_steps_do_nothing),
-        cmocka_unit_test(in_place_needs_rank_major), cmocka_unit_test(leaving_ends_the_handle),
+        cmocka_unit_test(in_place_needs_rank_major), cmocka_unit_test(results_in_place_are_not_quantised),
+        cmocka_unit_test(leaving_ends_the_handle),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

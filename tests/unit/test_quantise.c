@@ -211,6 +211,19 @@ static void e4m3_saturates_and_keeps_nan(void **state)
     assert_int_equal(number_to_e4m3(1e-30f), 0);
 }
 
+static void e4m3_means_what_the_format_says(void **state)
+{
+    (void)state;
+    for (int code = 0; code < 0x100; code++) {
+        float value = number_from_e4m3((uint8_t)code);
+        assert_int_equal(signbit(value) != 0, code >> 7);
+        if ((code & 0x7f) == 0x7f)
+            assert_true(isnan(value));
+        else
+            assert_true((double)value == e4m3_value(code));
+    }
+}
+
 static void powers_of_two_are_rounded_up(void **state)
 {
     (void)state;
@@ -442,18 +455,143 @@ static void every_rounding_to_fp16_is_alike_everywhere(void **state)
         check_rounding(&sum, number_from_bits(random_bits()));
 }
 
+/* ------------------------------------------------------------------------------------------------------- on the way home */
+
+static const size_t home_counts[] = {4, 8, 12, 16, 24, 120, 128, 132, 136, 256, 264};
+
+enum { MOST_HOME = 264, MOST_GROUPS = 3, MOST_ROWS = 32 };
+
+/* What add() would round. */
+static float sum_of(const void *const *row, enum exchange_type type, const float *weights, int count, size_t i)
+{
+    volatile float total = 0.0f;
+    for (int r = 0; r < count; r++) {
+        volatile float product = weights[r] * element(row[r], type, i);
+        total = total + product;
+    }
+    return total;
+}
+
+static void check_sums_quantised(enum exchange_type type, int count, size_t elements, bool power_of_two)
+{
+    float row[MOST_ROWS][MOST_HOME], total[MOST_HOME], scales[MOST_GROUPS];
+    uint8_t codes[MOST_HOME];
+    struct rows_sum sum = {.count = count};
+    for (int r = 0; r < count; r++) {
+        sum.weight[r] = (float)random_bits() / 4294967296.0f;
+        sum.row[r] = row[r];
+        for (size_t i = 0; i < elements; i++)
+            element_set(row[r], type, i, ((float)random_bits() - 2147483648.0f) / 1e6f);
+    }
+    if (count && random_bits() % 4 == 0)
+        element_set(row[0], type, random_bits() % elements, random_bits() % 2 ? NAN : INFINITY);
+    rows->add_quantise(&sum, type, elements, power_of_two, codes, scales);
+    for (size_t i = 0; i < elements; i++)
+        total[i] = sum_of(sum.row, type, sum.weight, count, i);
+    for (size_t at = 0; at < elements; at += 128) {
+        size_t rest = elements - at < 128 ? elements - at : 128;
+        check_group(total + at, rest, power_of_two, codes + at, scales[at / 128]);
+    }
+}
+
+static void sums_are_quantised_from_fp32(void **state)
+{
+    (void)state;
+    for (int round = 0; round < 33 * 8; round++)
+        for (size_t t = 0; t < 3; t++)
+            check_sums_quantised(types[t], round % 33, home_counts[(size_t)round % 11], round % 2);
+}
+
+/* 432 lies in the middle of two codes. A rounding to bf16 or fp16 before would make 432 of what is just beside it. */
+static void sums_are_rounded_once(void **state)
+{
+    (void)state;
+    float row[2][8] = {{448.0f, 432.0f, 432.0f, 432.0f}, {0.0f, 0.0625f, -0.0625f, 0.0f}}, scale;
+    uint16_t half[2][8];
+    uint8_t codes[8];
+    struct rows_sum sum = {.count = 2, .row = {half[0], half[1]}, .weight = {1.0f, 1.0f}};
+    for (size_t t = 0; t < 3; t++) {
+        for (size_t i = 0; i < 8; i++)
+            for (size_t r = 0; r < 2; r++)
+                if (types[t] != EXCHANGE_FP32)
+                    element_set(half[r], types[t], i, row[r][i]);
+        for (size_t r = 0; types[t] == EXCHANGE_FP32 && r < 2; r++)
+            sum.row[r] = row[r];
+        rows->add_quantise(&sum, types[t], 8, false, codes, &scale);
+        assert_true(scale == 1.0f);
+        assert_int_equal(codes[0], 0x7e);
+        assert_int_equal(codes[1], 0x7e);
+        assert_int_equal(codes[2], 0x7d);
+        assert_int_equal(codes[3], 0x7e); /* the even one */
+    }
+}
+
+static float home_value(const struct rows_sum *sum, int r, size_t i)
+{
+    volatile float value = (float)e4m3_value(((const uint8_t *)sum->row[r])[i]) * sum->scales[r][i / 128];
+    return (((const uint8_t *)sum->row[r])[i] & 0x7f) == 0x7f ? NAN : value;
+}
+
+static void check_home_sum(const struct rows_sum *sum, enum exchange_type type, size_t elements)
+{
+    float out[MOST_HOME], expected;
+    rows->add_quantised(sum, type, elements, out);
+    for (size_t i = 0; i < elements; i++) {
+        volatile float total = 0.0f;
+        for (int r = 0; r < sum->count; r++) {
+            volatile float product = sum->weight[r] * home_value(sum, r, i);
+            total = total + product;
+        }
+        element_set(&expected, type, 0, total);
+        if (isnan(total))
+            assert_true(isnan(element(out, type, i)));
+        else
+            assert_int_equal(element_bits(out, type, i), element_bits(&expected, type, 0));
+    }
+}
+
+/* Every code comes to stand at every place of a row. */
+static void codes_are_added_in_order(void **state)
+{
+    (void)state;
+    uint8_t codes[MOST_ROWS][MOST_HOME];
+    float scales[MOST_ROWS][MOST_GROUPS];
+    struct rows_sum sum = {.count = 0};
+    for (int r = 0; r < MOST_ROWS; r++) {
+        sum.row[r] = codes[r];
+        sum.scales[r] = scales[r];
+    }
+    for (int round = 0; round < 33 * 16; round++) {
+        sum.count = round < 256 ? 1 : round % 33;
+        for (int r = 0; r < sum.count; r++) {
+            sum.weight[r] = ((float)random_bits() - 2147483648.0f) / 2147483648.0f;
+            for (size_t i = 0; i < MOST_HOME; i++)
+                codes[r][i] = (uint8_t)(round < 256 ? (size_t)round + i : random_bits());
+            for (size_t g = 0; g < MOST_GROUPS; g++)
+                scales[r][g] = ldexpf(1.0f + (float)(random_bits() % 1000) / 1000.0f, (int)(random_bits() % 12) - 10);
+        }
+        if (round % 9 == 0)
+            scales[0][0] = INFINITY;
+        for (size_t t = 0; t < 3; t++)
+            check_home_sum(&sum, types[t], home_counts[(size_t)round % 11]);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest number_tests[] = {
         cmocka_unit_test(bf16_rounds_to_nearest_even),     cmocka_unit_test(bf16_keeps_nan_and_infinity),
         cmocka_unit_test(fp16_means_what_the_format_says), cmocka_unit_test(fp16_rounds_to_nearest_even),
         cmocka_unit_test(fp16_keeps_nan_and_infinity),     cmocka_unit_test(e4m3_rounds_to_nearest_even),
-        cmocka_unit_test(e4m3_saturates_and_keeps_nan),    cmocka_unit_test(powers_of_two_are_rounded_up),
+        cmocka_unit_test(e4m3_saturates_and_keeps_nan),    cmocka_unit_test(e4m3_means_what_the_format_says),
+        cmocka_unit_test(powers_of_two_are_rounded_up),
     };
     const struct CMUnitTest row_tests[] = {
         cmocka_unit_test(rows_are_quantised_by_group),    cmocka_unit_test(sums_are_in_order_and_not_contracted),
         cmocka_unit_test(sums_begin_at_plus_zero),        cmocka_unit_test(wild_values_are_alike_everywhere),
         cmocka_unit_test(every_fp16_is_alike_everywhere), cmocka_unit_test(every_rounding_to_fp16_is_alike_everywhere),
+        cmocka_unit_test(sums_are_quantised_from_fp32),   cmocka_unit_test(sums_are_rounded_once),
+        cmocka_unit_test(codes_are_added_in_order),
     };
     const struct rows_arithmetic *builds[ROWS_MAX_BUILDS];
     int failures = cmocka_run_group_tests_name("numbers", number_tests, NULL, NULL);

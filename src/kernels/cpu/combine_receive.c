@@ -12,17 +12,17 @@ static const unsigned char *part_at(const struct cpu_exchange *x, const struct k
     size_t row;
     if (shape->exact) {
         row = (size_t)token * (size_t)shape->topk + (size_t)x->plan.from[part];
-        return exchange_at(step, step->rank, shape->home) + row * shape->result_bytes;
+        return exchange_at(step, step->rank, shape->home) + row * shape->return_bytes;
     }
     row = exchange_row(shape, step->rank, x->plan.row[part]);
-    return exchange_at(step, x->plan.from[part], shape->results) + row * shape->result_bytes;
+    return exchange_at(step, x->plan.from[part], shape->results) + row * shape->return_bytes;
 }
 
 /* The same, to be read; `own`: this rank's results for itself, which stayed where its caller has them. */
 static const void *part_view(const struct cpu_exchange *x, const struct kernel_step *step,
                              const struct combine_send_args *own, int32_t token, int32_t i)
 {
-    size_t bytes = x->shape.result_bytes, part = (size_t)token * (size_t)x->shape.topk + (size_t)i;
+    size_t bytes = x->shape.return_bytes, part = (size_t)token * (size_t)x->shape.topk + (size_t)i;
     if (own && x->plan.from[part] == step->rank)
         return own->results.data + (size_t)step->rank * own->block_stride +
                (size_t)x->plan.row[part] * own->results.stride;
@@ -38,8 +38,12 @@ static void add_token(const struct cpu_exchange *x, const struct kernel_step *st
     for (int32_t i = 0; i < sum.count; i++) {
         sum.row[i] = part_view(x, step, args->own, token, i);
         sum.weight[i] = scale[i];
+        sum.scales[i] = (const float *)(const void *)((const unsigned char *)sum.row[i] + x->shape.return_scales);
     }
-    x->rows->add(&sum, x->shape.type, (size_t)x->shape.hidden, out);
+    if (x->shape.quantise_return)
+        x->rows->add_quantised(&sum, x->shape.type, (size_t)x->shape.hidden, out);
+    else
+        x->rows->add(&sum, x->shape.type, (size_t)x->shape.hidden, out);
 }
 
 /*

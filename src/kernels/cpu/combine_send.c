@@ -26,10 +26,47 @@ static void row_sent(struct returning *r, int rank)
 static unsigned char *result_row(const struct returning *r, int rank, int32_t j)
 {
     const struct exchange_shape *shape = &r->x->shape;
-    return exchange_at(r->step, r->step->rank, shape->results) + exchange_row(shape, rank, j) * shape->result_bytes;
+    return exchange_at(r->step, r->step->rank, shape->results) + exchange_row(shape, rank, j) * shape->return_bytes;
+}
+
+/* One row on its way home while it is quantised: made where it goes, or in scratch. */
+struct quantised_row {
+    unsigned char *to, *codes;
+    float *scales;
+    bool power_of_two;
+};
+
+static struct quantised_row quantised_open(const struct returning *r, unsigned char *to)
+{
+    const struct exchange_shape *shape = &r->x->shape;
+    unsigned char *row = remote_open(to, r->x->scratch);
+    bool power_of_two = shape->quantise_return == MUSTER_EP_QUANTISE_FP8_POW2;
+    return (struct quantised_row){to, row, (float *)(void *)(row + shape->return_scales), power_of_two};
+}
+
+static void quantise_row(const struct returning *r, unsigned char *to, const void *from)
+{
+    const struct exchange_shape *shape = &r->x->shape;
+    struct quantised_row row = quantised_open(r, to);
+    r->x->rows->quantise(from, shape->type, (size_t)shape->hidden, row.power_of_two, row.codes, row.scales);
+    remote_close(to, row.codes, shape->return_bytes);
 }
 
 /* ------------------------------------------------------------------------------------------------------- rank-major */
+
+/* The caller's rows [begin, end) for a rank. */
+static void store_results(const struct returning *r, int rank, int32_t begin, int32_t end)
+{
+    const struct row_input *results = &r->args->results;
+    const unsigned char *block = results->data + (size_t)rank * r->args->block_stride;
+    struct row_input from = {block + (size_t)begin * results->stride, results->stride};
+    if (!r->x->shape.quantise_return) {
+        exchange_copy_rows(result_row(r, rank, begin), &from, r->x->shape.result_bytes, end - begin);
+        return;
+    }
+    for (int32_t j = begin; j < end; j++)
+        quantise_row(r, result_row(r, rank, j), block + (size_t)j * results->stride);
+}
 
 /* The first row goes apart from the others: it may be the first of all that belongs to another rank. */
 static void copy_results(struct returning *r, int rank)
@@ -38,12 +75,9 @@ static void copy_results(struct returning *r, int rank)
     int32_t rows = r->x->received.rows[rank];
     if (!results->data || rows == 0 || (rank == r->step->rank && r->args->keeps_own))
         return;
-    size_t bytes = r->x->shape.result_bytes;
-    struct row_input from = {results->data + (size_t)rank * r->args->block_stride, results->stride};
-    exchange_copy_rows(result_row(r, rank, 0), &from, bytes, 1);
+    store_results(r, rank, 0, 1);
     row_sent(r, rank);
-    from.data += from.stride;
-    exchange_copy_rows(result_row(r, rank, 1), &from, bytes, rows - 1);
+    store_results(r, rank, 1, rows);
 }
 
 /* ----------------------------------------------------------------------------------------------------- expert-major */
@@ -62,6 +96,23 @@ static const void *expert_row(const struct returning *r, int32_t slot)
     return r->args->results.data + (size_t)slot * r->args->block_stride + row * r->args->results.stride;
 }
 
+static void add_round(const struct returning *r, unsigned char *to, const struct rows_sum *sum)
+{
+    const struct exchange_shape *shape = &r->x->shape;
+    void *row = remote_open(to, r->x->scratch);
+    r->x->rows->add(sum, shape->type, (size_t)shape->hidden, row);
+    remote_close(to, row, shape->result_bytes);
+}
+
+/* X15: rounded once, from fp32 to codes. */
+static void add_quantise(const struct returning *r, unsigned char *to, const struct rows_sum *sum)
+{
+    const struct exchange_shape *shape = &r->x->shape;
+    struct quantised_row row = quantised_open(r, to);
+    r->x->rows->add_quantise(sum, shape->type, (size_t)shape->hidden, row.power_of_two, row.codes, row.scales);
+    remote_close(to, row.codes, shape->return_bytes);
+}
+
 static void reduce_row(const struct returning *r, int rank, int32_t j)
 {
     const struct exchange_shape *shape = &r->x->shape;
@@ -74,10 +125,10 @@ static void reduce_row(const struct returning *r, int rank, int32_t j)
         sum.weight[sum.count] = r->x->received.weight[k];
         sum.row[sum.count++] = expert_row(r, slot);
     }
-    unsigned char *to = result_row(r, rank, j);
-    void *row = remote_open(to, r->x->scratch);
-    r->x->rows->add(&sum, shape->type, (size_t)shape->hidden, row);
-    remote_close(to, row, shape->result_bytes);
+    if (shape->quantise_return)
+        add_quantise(r, result_row(r, rank, j), &sum);
+    else
+        add_round(r, result_row(r, rank, j), &sum);
 }
 
 static void push_row(const struct returning *r, int rank, int32_t j)
@@ -86,10 +137,14 @@ static void push_row(const struct returning *r, int rank, int32_t j)
     size_t topk = (size_t)shape->topk, row = (size_t)(r->x->received.first[rank] + j);
     size_t token = (size_t)r->x->received.token[row];
     const int32_t *slot = r->x->received.slot + row * topk;
-    unsigned char *home = exchange_at(r->step, rank, shape->home) + token * topk * shape->result_bytes;
-    for (size_t k = 0; k < topk; k++)
-        if (slot[k] >= 0)
-            remote_copy(home + k * shape->result_bytes, expert_row(r, slot[k]), shape->result_bytes);
+    unsigned char *home = exchange_at(r->step, rank, shape->home) + token * topk * shape->return_bytes;
+    for (size_t k = 0; k < topk; k++) {
+        unsigned char *to = home + k * shape->return_bytes;
+        if (slot[k] >= 0 && shape->quantise_return)
+            quantise_row(r, to, expert_row(r, slot[k]));
+        else if (slot[k] >= 0)
+            remote_copy(to, expert_row(r, slot[k]), shape->result_bytes);
+    }
 }
 
 static void return_rows(struct returning *r, int rank)

@@ -117,7 +117,7 @@ static bool scratch_create(struct cpu_exchange *x)
     size_t row = shape->result_bytes;
     size_t chunk = row < CHUNK_BYTES ? CHUNK_BYTES / row : 1;
     x->chunk = chunk < (size_t)shape->tokens ? (int32_t)chunk : shape->tokens;
-    x->scratch = malloc(((size_t)shape->topk + 1) * row);
+    x->scratch = malloc(((size_t)shape->topk + 1) * shape->return_bytes);
     if (!shape->quantise)
         return x->scratch;
     x->codes = malloc((size_t)x->chunk * shape->array[0].row_bytes);

@@ -49,7 +49,7 @@ struct cpu_exchange {
     int32_t chunk; /* tokens that are sent at a time: what is quantised or read once then stays in the cache */
     unsigned char *codes; /* [chunk][H] fp8 */
     unsigned char *scales; /* [chunk][ceil(H / 128)] fp32 */
-    unsigned char *scratch; /* [K + 1] result rows, for rows that cannot be used in place */
+    unsigned char *scratch; /* [K + 1] rows on their way home, for rows that cannot be used in place */
 };
 
 /* The place at `offset` in the region of `rank`. */

@@ -79,6 +79,19 @@ static inline uint8_t number_to_e4m3(float value)
     return (uint8_t)(sign | (code & 0x7f));
 }
 
+/* Exact. */
+static inline float number_from_e4m3(uint8_t code)
+{
+    uint32_t sign = (uint32_t)(code & 0x80) << 24, size = code & 0x7f;
+    /* Three bits of fraction become the upper ones of 23, and the exponent's bias moves from 7 to 127. */
+    uint32_t normal = (size << 20) + (120u << 23);
+    /* Subnormals are multiples of 2^-9, as if they stood behind the 1 of 2^-6: that is taken off again, exactly. */
+    uint32_t small = number_bits(number_from_bits(normal + (1u << 23)) - 0x1p-6f);
+    uint32_t bits = size < 8 ? small : normal;
+    bits = size == 0x7f ? 0x7fc00000 : bits;
+    return number_from_bits(sign | bits);
+}
+
 /* The smallest power of two that is >= a positive normal number. */
 static inline float number_power_of_two_above(float value)
 {

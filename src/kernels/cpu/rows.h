@@ -13,6 +13,7 @@
 struct rows_sum {
     int32_t count;
     const void *row[MUSTER_EP_MAX_TOPK];
+    const float *scales[MUSTER_EP_MAX_TOPK]; /* of rows of codes */
     float weight[MUSTER_EP_MAX_TOPK];
 };
 
@@ -27,6 +28,11 @@ struct rows_arithmetic {
     /* Codes and scales of one row, a scale per group of MUSTER_EP_FP8_GROUP elements. */
     void (*quantise)(const void *row, enum exchange_type type, size_t elements, bool power_of_two, uint8_t *codes,
                      float *scales);
+    /* As add(), but the end is quantised as it is, and not rounded to the type of the rows before. */
+    void (*add_quantise)(const struct rows_sum *sum, enum exchange_type type, size_t elements, bool power_of_two,
+                         uint8_t *codes, float *scales);
+    /* As add(), of rows of codes, whose elements are code * scale, rounded to fp32. `type` is that of the output. */
+    void (*add_quantised)(const struct rows_sum *sum, enum exchange_type type, size_t elements, void *out);
 };
 
 extern const struct rows_arithmetic rows_plain, rows_avx2, rows_avx512;

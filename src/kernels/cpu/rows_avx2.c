@@ -21,6 +21,6 @@ LANES_TARGET static inline void lanes_to_fp16(const float_lanes *from, uint16_t 
     _mm_storeu_si128((__m128i *)(void *)to, _mm256_cvtps_ph((__m256)*from, _MM_FROUND_TO_NEAREST_INT));
 }
 
-const struct rows_arithmetic rows_avx2 = {"avx2", add, quantise};
+const struct rows_arithmetic rows_avx2 = {"avx2", add, quantise, add_quantise, add_quantised};
 
 #endif

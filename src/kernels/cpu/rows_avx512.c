@@ -23,6 +23,6 @@ LANES_TARGET static inline void lanes_to_fp16(const float_lanes *from, uint16_t 
     _mm256_storeu_si256((__m256i *)(void *)to, half);
 }
 
-const struct rows_arithmetic rows_avx512 = {"avx512", add, quantise};
+const struct rows_arithmetic rows_avx512 = {"avx512", add, quantise, add_quantise, add_quantised};
 
 #endif

@@ -41,14 +41,19 @@ INLINE void store_one(float value, enum exchange_type type, size_t at, void *out
         ((uint16_t *)out)[at] = type == EXCHANGE_FP16 ? number_to_fp16(value) : number_to_bf16(value);
 }
 
-INLINE void add_one(const struct rows_sum *sum, enum exchange_type type, size_t at, void *out)
+INLINE float total_one(const struct rows_sum *sum, enum exchange_type type, size_t at)
 {
     float total = 0.0f;
     for (int32_t r = 0; r < sum->count; r++) {
         float product = sum->weight[r] * load_one(sum->row[r], type, at);
         total = total + product;
     }
-    store_one(total, type, at, out);
+    return total;
+}
+
+INLINE void add_one(const struct rows_sum *sum, enum exchange_type type, size_t at, void *out)
+{
+    store_one(total_one(sum, type, at), type, at, out);
 }
 
 INLINE float larger(float largest, float value)
@@ -212,6 +217,94 @@ INLINE void quantise_row(const void *row, enum exchange_type type, size_t elemen
     }
 }
 
+/* Sums of fp32 of the elements from `at`, at most a group; what add_row() would round. */
+INLINE void add_group(const struct rows_sum *sum, enum exchange_type type, size_t at, size_t count, float *total)
+{
+    size_t i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        float_lanes vector = {0}, lanes;
+        for (int32_t r = 0; r < sum->count; r++) {
+            load_lanes(sum->row[r], type, at + i, &lanes);
+            lanes = lanes * sum->weight[r];
+            vector = vector + lanes;
+        }
+        memcpy(total + i, &vector, sizeof(vector));
+    }
+    for (; i < count; i++)
+        total[i] = total_one(sum, type, at + i);
+}
+
+INLINE void add_quantise_row(const struct rows_sum *sum, enum exchange_type type, size_t elements, bool power_of_two,
+                             uint8_t *codes, float *scales)
+{
+    float total[MUSTER_EP_FP8_GROUP];
+    for (size_t at = 0; at < elements; at += MUSTER_EP_FP8_GROUP) {
+        size_t count = elements - at < MUSTER_EP_FP8_GROUP ? elements - at : MUSTER_EP_FP8_GROUP;
+        add_group(sum, type, at, count, total);
+        quantise_row(total, EXCHANGE_FP32, count, power_of_two, codes + at, scales++);
+    }
+}
+
+/* As number_from_e4m3(), lane by lane: to fp16, whose exponent has a bias of 15 where that of e4m3 has 7. */
+INLINE void decode_lanes(const uint8_t *codes, float_lanes *out)
+{
+    code_lanes code;
+    memcpy(&code, codes, sizeof(code));
+    half_lanes all = __builtin_convertvector(code, half_lanes), size = all & 0x7f;
+    half_lanes is_nan = (half_lanes)(size == 0x7f), half = size << 7 | (all & 0x80) << 8 | (is_nan & 0x7e00);
+    lanes_from_fp16((const uint16_t *)(const void *)&half, out);
+    *out = *out * 256.0f;
+}
+
+INLINE void store_lanes(const float_lanes *in, enum exchange_type type, size_t at, void *out)
+{
+    if (type == EXCHANGE_FP32) {
+        memcpy((float *)out + at, in, sizeof(*in));
+        return;
+    }
+    if (type == EXCHANGE_FP16) {
+        lanes_to_fp16(in, (uint16_t *)out + at);
+        return;
+    }
+    bits_lanes bits;
+    round_lanes(in, &bits);
+    half_lanes half = __builtin_convertvector(bits >> 16, half_lanes);
+    memcpy((uint16_t *)out + at, &half, sizeof(half));
+}
+
+INLINE void add_quantised_lanes(const struct rows_sum *sum, enum exchange_type type, size_t at, void *out)
+{
+    float_lanes total = {0}, lanes;
+    for (int32_t r = 0; r < sum->count; r++) {
+        decode_lanes((const uint8_t *)sum->row[r] + at, &lanes);
+        lanes = lanes * sum->scales[r][at / MUSTER_EP_FP8_GROUP];
+        lanes = lanes * sum->weight[r];
+        total = total + lanes;
+    }
+    store_lanes(&total, type, at, out);
+}
+
+INLINE void add_quantised_one(const struct rows_sum *sum, enum exchange_type type, size_t at, void *out)
+{
+    float total = 0.0f;
+    for (int32_t r = 0; r < sum->count; r++) {
+        float value = number_from_e4m3(((const uint8_t *)sum->row[r])[at]) * sum->scales[r][at / MUSTER_EP_FP8_GROUP];
+        float product = sum->weight[r] * value;
+        total = total + product;
+    }
+    store_one(total, type, at, out);
+}
+
+/* Groups are multiples of any number of lanes, so the elements of a vector share their scales. */
+INLINE void add_quantised_row(const struct rows_sum *sum, enum exchange_type type, size_t elements, void *out)
+{
+    size_t at = 0;
+    for (; at + LANES <= elements; at += LANES)
+        add_quantised_lanes(sum, type, at, out);
+    for (; at < elements; at++)
+        add_quantised_one(sum, type, at, out);
+}
+
 /* A copy of the code for each type, so that no loop asks which it is. */
 
 LANES_TARGET static void add(const struct rows_sum *sum, enum exchange_type type, size_t elements, void *out)
@@ -230,5 +323,24 @@ LANES_TARGET static void quantise(const void *row, enum exchange_type type, size
     case EXCHANGE_BF16: quantise_row(row, EXCHANGE_BF16, elements, power_of_two, codes, scales); break;
     case EXCHANGE_FP16: quantise_row(row, EXCHANGE_FP16, elements, power_of_two, codes, scales); break;
     case EXCHANGE_FP32: quantise_row(row, EXCHANGE_FP32, elements, power_of_two, codes, scales); break;
+    }
+}
+
+LANES_TARGET static void add_quantise(const struct rows_sum *sum, enum exchange_type type, size_t elements,
+                                      bool power_of_two, uint8_t *codes, float *scales)
+{
+    switch (type) {
+    case EXCHANGE_BF16: add_quantise_row(sum, EXCHANGE_BF16, elements, power_of_two, codes, scales); break;
+    case EXCHANGE_FP16: add_quantise_row(sum, EXCHANGE_FP16, elements, power_of_two, codes, scales); break;
+    case EXCHANGE_FP32: add_quantise_row(sum, EXCHANGE_FP32, elements, power_of_two, codes, scales); break;
+    }
+}
+
+LANES_TARGET static void add_quantised(const struct rows_sum *sum, enum exchange_type type, size_t elements, void *out)
+{
+    switch (type) {
+    case EXCHANGE_BF16: add_quantised_row(sum, EXCHANGE_BF16, elements, out); break;
+    case EXCHANGE_FP16: add_quantised_row(sum, EXCHANGE_FP16, elements, out); break;
+    case EXCHANGE_FP32: add_quantised_row(sum, EXCHANGE_FP32, elements, out); break;
     }
 }

@@ -34,4 +34,4 @@ INLINE void lanes_to_fp16(const float_lanes *from, uint16_t *to)
     memcpy(to, &out, sizeof(out));
 }
 
-const struct rows_arithmetic rows_plain = {"plain", add, quantise};
+const struct rows_arithmetic rows_plain = {"plain", add, quantise, add_quantise, add_quantised};

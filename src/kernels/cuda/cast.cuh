@@ -8,6 +8,7 @@
 #define CUDA_CAST_CUH
 
 #include <cuda_fp16.h>
+#include <cuda_fp8.h>
 #include <stdint.h>
 
 __device__ __forceinline__ float number_from_bf16(uint16_t half)
@@ -45,6 +46,12 @@ __device__ __forceinline__ uint8_t number_to_e4m3(float value)
 __device__ __forceinline__ float number_power_of_two_above(float value)
 {
     return __uint_as_float((__float_as_uint(value) + 0x7fffff) & 0xff800000);
+}
+
+/* Two codes, the lower address first. Exact: fp16 holds every value of e4m3. */
+__device__ __forceinline__ float2 numbers_from_e4m3(uint16_t codes)
+{
+    return __half22float2(__half2(__nv_cvt_fp8x2_to_halfraw2(codes, __NV_E4M3)));
 }
 
 /* The two bf16 numbers of a word, the lower address first. */

@@ -13,31 +13,38 @@ struct combine_work {
     enum turn_operation operation;
 };
 
-template <bool FT> static __device__ void combine_block(const struct combine_work &w, const struct turn *turn)
+template <bool FT, bool QUANTISED>
+static __device__ void combine_block(const struct combine_work &w, const struct turn *turn)
 {
     const struct cuda_plan &plan = w.launch.plan;
     int block = (int)blockIdx.x;
     if (block < plan.send_blocks) {
         if (block == 0)
             raise_combine_lines(w.launch, turn);
-        send_rows_home(w.launch, turn, w.send, block, plan.send_blocks);
+        send_rows_home<QUANTISED>(w.launch, turn, w.send, block, plan.send_blocks);
         return;
     }
     block -= plan.send_blocks;
-    add_up_tokens<FT>(w.launch, turn, w.receive, w.tokens, block, plan.receive_blocks);
+    add_up_tokens<FT, QUANTISED>(w.launch, turn, w.receive, w.tokens, block, plan.receive_blocks);
     if (block == 0)
         await_combine_lines<FT>(w.launch, turn);
 }
 
-template <bool FT>
+/* QUANTISED is a kernel of its own: together with the other it would not fit into the registers. */
+template <bool FT, bool QUANTISED>
 static __global__ void __launch_bounds__(OPERATIONS_MAX_THREADS)
     combine_kernel(const __grid_constant__ struct combine_work w)
 {
     __shared__ struct turn turn;
     if (turn_enter<FT>(w.launch, w.operation, &turn))
-        combine_block<FT>(w, &turn);
+        combine_block<FT, QUANTISED>(w, &turn);
     turn_leave<FT>(w.launch, w.operation, &turn);
 }
+
+typedef void combine_function(const struct combine_work);
+
+static combine_function *const combine_kernels[2][2] = {{combine_kernel<false, false>, combine_kernel<false, true>},
+                                                        {combine_kernel<true, false>, combine_kernel<true, true>}};
 
 /* Senders read up to K rows for each that they send, so they get two thirds of the blocks. */
 struct cuda_plan combine_plan(const struct exchange_shape *shape, int32_t tokens, const struct cuda_limits *limits)
@@ -58,8 +65,8 @@ struct cuda_plan combine_plan(const struct exchange_shape *shape, int32_t tokens
 
 cudaError_t combine_prepare(void)
 {
-    const void *kernels[] = {(const void *)combine_kernel<true>, (const void *)combine_kernel<false>};
-    for (const void *kernel : kernels) {
+    for (int i = 0; i < 4; i++) {
+        const void *kernel = (const void *)combine_kernels[i / 2][i % 2];
         cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
                                                  cudaSharedmemCarveoutMaxShared); /* what dispatch has left, it finds */
         struct cudaFuncAttributes attributes;
@@ -93,5 +100,6 @@ cudaError_t combine_launch(const struct cuda_launch *launch, const struct combin
         w.receive = *receive;
     else
         w.launch.plan.receive_blocks = 0;
-    return launch_kernel(ft ? combine_kernel<true> : combine_kernel<false>, w.launch.plan, stream, w);
+    combine_function *kernel = combine_kernels[ft][launch->shape.quantise_return != MUSTER_EP_QUANTISE_NONE];
+    return launch_kernel(kernel, w.launch.plan, stream, w);
 }

@@ -3,6 +3,7 @@
 #ifndef CUDA_COMBINE_RECEIVE_CUH
 #define CUDA_COMBINE_RECEIVE_CUH
 
+#include "kernels/cuda/quantise_return.cuh"
 #include "kernels/cuda/region.cuh"
 #include "kernels/cuda/sum.cuh"
 #include "kernels/cuda/wait.cuh"
@@ -14,8 +15,8 @@ __device__ __forceinline__ const unsigned char *home_row(const struct cuda_launc
     const struct exchange_shape &shape = l.shape;
     if (shape.exact)
         return region_at(turn, turn->rank, shape.home) +
-               ((size_t)token * (size_t)shape.topk + (size_t)n) * shape.result_bytes;
-    return region_at(turn, turn->rank, shape.arrived) + row_at(shape, n, token) * shape.result_bytes;
+               ((size_t)token * (size_t)shape.topk + (size_t)n) * shape.return_bytes;
+    return region_at(turn, turn->rank, shape.arrived) + row_at(shape, n, token) * shape.return_bytes;
 }
 
 /* Exact: the routes that were sent, in k order, with their weights. A lane is a route. */
@@ -88,10 +89,20 @@ template <bool FT> __device__ inline void await_combine_lines(const struct cuda_
     wait_flag<FT>(l, turn, {flag, turn->stamp, rank, MUSTER_PHASE_COMBINE});
 }
 
+template <bool QUANTISED>
+__device__ __forceinline__ void add_up_token(const struct exchange_shape &shape, const struct sum_parts *parts,
+                                             unsigned char *to)
+{
+    if (QUANTISED)
+        return_add_up(shape, parts, to);
+    else
+        sum_row(parts, shape.type, to, shape.result_bytes);
+}
+
 enum { ADD_TOKENS = 8 };
 
 /* As in combine_send.cuh, each warp finds out about another of the block's next tokens. */
-template <bool FT>
+template <bool FT, bool QUANTISED>
 __device__ inline void add_up_tokens(const struct cuda_launch &l, const struct turn *turn,
                                      const struct combine_receive_args &args, int32_t tokens, int block, int blocks)
 {
@@ -107,7 +118,7 @@ __device__ inline void add_up_tokens(const struct cuda_launch &l, const struct t
             int32_t token = first + n * blocks;
             if (!await_ranks<FT>(l, turn, token))
                 return;
-            sum_row(&parts[n], l.shape.type, args.out + (size_t)token * l.shape.result_bytes, l.shape.result_bytes);
+            add_up_token<QUANTISED>(l.shape, &parts[n], args.out + (size_t)token * l.shape.result_bytes);
         }
     }
 }

@@ -7,6 +7,7 @@
 #ifndef CUDA_COMBINE_SEND_CUH
 #define CUDA_COMBINE_SEND_CUH
 
+#include "kernels/cuda/quantise_return.cuh"
 #include "kernels/cuda/region.cuh"
 #include "kernels/cuda/sum.cuh"
 
@@ -103,21 +104,44 @@ __device__ inline void find_row(const struct cuda_launch &l, const struct turn *
         turn_fail(l, MUSTER_REASON_VALUE, MUSTER_PHASE_COMBINE, rank, turn->epoch, (uint32_t)in.token);
 }
 
+/* QUANTISED: rows go home in codes (quantise_return). A row of the caller's as it is, or in codes. */
+template <bool QUANTISED>
+__device__ __forceinline__ void return_one(const struct exchange_shape &shape, const unsigned char *from,
+                                           unsigned char *to)
+{
+    if (QUANTISED)
+        return_copy(shape, from, to);
+    else
+        copy_row(to, from, shape.result_bytes, threadIdx.x, blockDim.x);
+}
+
+/* A sum of rows, rounded to their type or to codes. */
+template <bool QUANTISED>
+__device__ __forceinline__ void return_parts(const struct exchange_shape &shape, const struct sum_parts *parts,
+                                             unsigned char *to)
+{
+    if (QUANTISED)
+        return_sum(shape, parts, to);
+    else
+        sum_row(parts, shape.type, to, shape.result_bytes);
+}
+
+template <bool QUANTISED>
 __device__ inline void return_row(const struct cuda_launch &l, const struct turn *turn,
                                   const struct combine_send_args &send, int rank, int32_t j,
                                   const struct returned_row *row)
 {
     const struct exchange_shape &shape = l.shape;
-    size_t bytes = shape.result_bytes;
+    size_t bytes = shape.return_bytes;
     unsigned char *sum = region_at(turn, rank, shape.arrived) + row_at(shape, turn->rank, row->token) * bytes;
     unsigned char *home = region_at(turn, rank, shape.home) + (size_t)row->token * (size_t)shape.topk * bytes;
     if (!shape.expert_major)
-        copy_row(sum, rank_row(l, turn, send, rank, j), bytes, threadIdx.x, blockDim.x);
+        return_one<QUANTISED>(shape, rank_row(l, turn, send, rank, j), sum);
     else if (!shape.exact)
-        sum_row(&row->parts, shape.type, sum, bytes);
+        return_parts<QUANTISED>(shape, &row->parts, sum);
     else
         for (int i = 0; i < row->parts.count; i++)
-            copy_row(home + (size_t)row->k[i] * bytes, row->parts.row[i], bytes, threadIdx.x, blockDim.x);
+            return_one<QUANTISED>(shape, row->parts.row[i], home + (size_t)row->k[i] * bytes);
 }
 
 /*
@@ -136,6 +160,7 @@ __device__ inline void raise_combine_lines(const struct cuda_launch &l, const st
  * Returns some of the rows that were found out about, row i first and then every `blocks`-th, and raises their flags: one
  * fence for all of them, while the other warps go on. False: one of them cannot be used.
  */
+template <bool QUANTISED>
 __device__ inline bool return_batch(const struct cuda_launch &l, const struct turn *turn,
                                     const struct combine_send_args &send, int32_t i, int32_t blocks,
                                     const struct returned_row *rows)
@@ -145,7 +170,7 @@ __device__ inline bool return_batch(const struct cuda_launch &l, const struct tu
         if (rows[n].there && !rows[n].good)
             return false;
         if (rows[n].there)
-            return_row(l, turn, send, row % turn->ranks, row / turn->ranks, &rows[n]);
+            return_row<QUANTISED>(l, turn, send, row % turn->ranks, row / turn->ranks, &rows[n]);
     }
     __syncthreads();
     int n = (int)threadIdx.x;
@@ -164,6 +189,7 @@ __device__ inline bool return_batch(const struct cuda_launch &l, const struct tu
  * What is known of a row takes several loads, one after the other, to find out. So each warp finds out about another of
  * the block's next rows, all at the same time, before the block returns them one by one.
  */
+template <bool QUANTISED>
 __device__ inline void send_rows_home(const struct cuda_launch &l, const struct turn *turn,
                                       const struct combine_send_args &send, int block, int blocks)
 {
@@ -179,7 +205,7 @@ __device__ inline void send_rows_home(const struct cuda_launch &l, const struct 
                      &rows[warp]);
         __syncthreads();
         for (int32_t n = 0; n < ahead; n += RETURN_BATCH)
-            if (!return_batch(l, turn, send, first + n * blocks, blocks, &rows[n]))
+            if (!return_batch<QUANTISED>(l, turn, send, first + n * blocks, blocks, &rows[n]))
                 return;
     }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * fp8 on the way: groups of 128 values share a scale. A thread holds 16 values, so eight neighbouring lanes hold a
- * group; its 16 codes are one store for each destination.
+ * fp8 on the way: groups of 128 values share a scale. On the way out a thread holds 16 values, so eight neighbouring
+ * lanes hold a group; its 16 codes are one store for each destination. For the way home see quantise_return.cuh.
  */
 #ifndef CUDA_QUANTISE_CUH
 #define CUDA_QUANTISE_CUH
@@ -34,26 +34,34 @@ __device__ inline void quantise_load(const unsigned char *row, enum exchange_typ
     }
 }
 
-/* The group's scale, in each of its lanes. fmaxf passes over NaN, as the comparison on the CPU does. */
-__device__ inline float quantise_scale(const float value[QUANTISE_PIECE], bool power_of_two)
+/* The group's scale, in each of the lanes that hold its values. fmaxf passes over NaN, as the comparison on the CPU does. */
+template <int VALUES = QUANTISE_PIECE> __device__ inline float quantise_scale(const float *value, bool power_of_two)
 {
     float most = 1e-4f;
 #pragma unroll
-    for (int i = 0; i < QUANTISE_PIECE; i++)
+    for (int i = 0; i < VALUES; i++)
         most = fmaxf(most, fabsf(value[i]));
-    for (int lane = 1; lane < QUANTISE_LANES; lane *= 2)
+#pragma unroll
+    for (int lane = 1; lane < MUSTER_EP_FP8_GROUP / VALUES; lane *= 2)
         most = fmaxf(most, __shfl_xor_sync(~0u, most, lane));
     float scale = __fdiv_rn(most, 448.0f);
     return power_of_two ? number_power_of_two_above(scale) : scale;
 }
 
+/* The codes of four values, the first at the lowest address. */
+__device__ __forceinline__ uint32_t quantise_word(const float value[4], float scale)
+{
+    uint32_t word = 0;
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        word |= (uint32_t)number_to_e4m3(__fdiv_rn(value[i], scale)) << (i * 8);
+    return word;
+}
+
 __device__ inline uint4 quantise_codes(const float value[QUANTISE_PIECE], float scale)
 {
-    uint32_t word[4] = {0, 0, 0, 0};
-#pragma unroll
-    for (int i = 0; i < QUANTISE_PIECE; i++)
-        word[i / 4] |= (uint32_t)number_to_e4m3(__fdiv_rn(value[i], scale)) << (i % 4 * 8);
-    return make_uint4(word[0], word[1], word[2], word[3]);
+    return make_uint4(quantise_word(value, scale), quantise_word(value + 4, scale), quantise_word(value + 8, scale),
+                      quantise_word(value + 12, scale));
 }
 
 /* Stores the codes of one piece; at the end of a row, or where rows are not aligned, byte by byte. */

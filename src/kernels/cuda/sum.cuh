@@ -89,10 +89,10 @@ template <enum exchange_type TYPE> __device__ __forceinline__ uint4 sum_round(co
     return make_uint4(word[0], word[1], word[2], word[3]);
 }
 
-/* The sum of the pieces at `at` of all parts. */
-template <enum exchange_type TYPE> __device__ inline uint4 sum_pieces(const struct sum_parts *parts, size_t at)
+/* Adds the pieces at `at` of all parts to `total`. */
+template <enum exchange_type TYPE>
+__device__ inline void sum_totals(const struct sum_parts *parts, size_t at, float total[8])
 {
-    float total[8] = {0, 0, 0, 0, 0, 0, 0, 0};
     for (int begin = 0; begin < parts->count; begin += SUM_FLIGHT) {
         uint4 piece[SUM_FLIGHT];
 #pragma unroll
@@ -104,6 +104,13 @@ template <enum exchange_type TYPE> __device__ inline uint4 sum_pieces(const stru
             if (begin + i < parts->count)
                 sum_add<TYPE>(total, piece[i], parts->weight[begin + i]);
     }
+}
+
+/* The sum of the pieces at `at` of all parts. */
+template <enum exchange_type TYPE> __device__ inline uint4 sum_pieces(const struct sum_parts *parts, size_t at)
+{
+    float total[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+    sum_totals<TYPE>(parts, at, total);
     return sum_round<TYPE>(total);
 }
 
