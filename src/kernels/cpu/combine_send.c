@@ -29,7 +29,7 @@ static unsigned char *result_row(const struct returning *r, int rank, int32_t j)
     return exchange_at(r->step, r->step->rank, shape->results) + exchange_row(shape, rank, j) * shape->result_bytes;
 }
 
-/* ------------------------------------------------------------------------------------------------------- rank-major */
+/* ---------------------------------------------------------------------------------------------- rank-major and flat */
 
 /* The first row goes apart from the others: it may be the first of all that belongs to another rank. */
 static void copy_results(struct returning *r, int rank)
@@ -39,7 +39,7 @@ static void copy_results(struct returning *r, int rank)
     if (!results->data || rows == 0 || (rank == r->step->rank && r->args->keeps_own))
         return;
     size_t bytes = r->x->shape.result_bytes;
-    struct row_input from = {results->data + (size_t)rank * r->args->block_stride, results->stride};
+    struct row_input from = {exchange_result(r->x, r->args, rank, 0), results->stride};
     exchange_copy_rows(result_row(r, rank, 0), &from, bytes, 1);
     row_sent(r, rank);
     from.data += from.stride;
