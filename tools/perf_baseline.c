@@ -44,9 +44,9 @@ static bool has_counterpart(struct perf_run *run)
         return refuse(&run->baseline, "--no-baseline was given");
     if (s->cuda)
         return refuse(&run->baseline, "it runs on the host");
-    if (s->layout == MUSTER_EP_RANK_MAJOR && s->combine == MUSTER_EP_REDUCED && !s->quantise)
+    if (s->layout != MUSTER_EP_EXPERT_MAJOR && s->combine == MUSTER_EP_REDUCED && !s->quantise)
         return true;
-    return refuse(&run->baseline, "it does --layout rank, --combine reduced and --quantise none only");
+    return refuse(&run->baseline, "it does --layout rank or flat, --combine reduced and --quantise none only");
 }
 
 static bool find_program(struct perf_baseline *b, char program[PATH_MAX])
