@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * First half of combine: bring home what this rank's experts made of each row. Reduced: weighted and added up here, one
- * row per token. Exact: every expert's row. Rank-major, flat: the caller has added up already. Blocks take rows in the order
- * in which they came: row 0 of every source, row 1 of every source, and so on.
+ * row per token. Exact: every expert's row. Rank-major and flat: the caller has added up already. Blocks take rows in the
+ * order in which they came: row 0 of every source, row 1 of every source, and so on.
  */
 #ifndef CUDA_COMBINE_SEND_CUH
 #define CUDA_COMBINE_SEND_CUH

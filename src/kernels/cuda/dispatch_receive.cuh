@@ -151,14 +151,6 @@ __device__ inline void write_loads(const struct cuda_launch &l, const struct tur
 }
 
 /* Rows past the count, for kernels that run over the whole array. */
-__device__ inline void pad_end(const struct cuda_launch &l, const struct dispatch_receive_args &args,
-                               const struct receiving *r)
-{
-    size_t topk = (size_t)l.shape.topk, end = row_at(l.shape, l.shape.ranks, 0) * topk;
-    for (size_t i = (size_t)r->before[l.shape.ranks] * topk + threadIdx.x; i < end; i += blockDim.x)
-        args.slots[i] = args.invalid_id;
-}
-
 __device__ inline void pad_slots(const struct cuda_launch &l, const struct dispatch_receive_args &args,
                                  const struct receiving *r)
 {
@@ -167,6 +159,15 @@ __device__ inline void pad_slots(const struct cuda_launch &l, const struct dispa
         for (size_t i = row_at(l.shape, rank, r->rows[rank]) * topk + threadIdx.x; i < end; i += blockDim.x)
             args.slots[i] = args.invalid_id;
     }
+}
+
+/* Flat: behind the last row of all. */
+__device__ inline void pad_end(const struct cuda_launch &l, const struct dispatch_receive_args &args,
+                               const struct receiving *r)
+{
+    size_t topk = (size_t)l.shape.topk, end = row_at(l.shape, l.shape.ranks, 0) * topk;
+    for (size_t i = (size_t)r->before[l.shape.ranks] * topk + threadIdx.x; i < end; i += blockDim.x)
+        args.slots[i] = args.invalid_id;
 }
 
 __device__ inline void pad_sources(const struct cuda_launch &l, const struct turn *turn,
