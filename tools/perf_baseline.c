@@ -45,9 +45,9 @@ static bool has_counterpart(struct perf_run *run)
     if (s->cuda)
         return refuse(&run->baseline, "it runs on the host");
     bool quantises = s->quantise || s->quantise_return;
-    if (s->layout == MUSTER_EP_RANK_MAJOR && s->combine == MUSTER_EP_REDUCED && !quantises)
+    if (s->layout != MUSTER_EP_EXPERT_MAJOR && s->combine == MUSTER_EP_REDUCED && !quantises)
         return true;
-    return refuse(&run->baseline, "it does --layout rank, --combine reduced, and neither way --quantise only");
+    return refuse(&run->baseline, "it does --layout rank or flat, --combine reduced, and neither way --quantise only");
 }
 
 static bool find_program(struct perf_baseline *b, char program[PATH_MAX])

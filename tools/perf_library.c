@@ -26,6 +26,7 @@ enum array_name { HIDDEN, TOPK_SLOTS, TOPK_WEIGHTS, OUT, RECEIVED, SCALES, COUNT
 struct exchange {
     muster_ep *ep;
     struct array array[ARRAYS];
+    int32_t first[MUSTER_MAX_RANKS]; /* flat: row of each source */
     muster_ep_dispatch_args dispatch;
     muster_ep_combine_args combine;
 };
@@ -133,22 +134,32 @@ static bool make_inputs(const struct library *l, struct exchange *x, int32_t tok
            make_2(l, &x->array[OUT], row_dtype(s), tokens, s->hidden);
 }
 
-/* [ranks, tokens, ...] or [slots, ranks * tokens, ...] */
+/* A row per received row: [slots, ranks * tokens, ...], [ranks, tokens, ...] or, flat, [ranks * tokens, ...]. */
+static bool make_rows(const struct library *l, struct array *a, muster_dtype dtype, int32_t tokens, int64_t elements)
+{
+    const struct perf_shape *s = l->shape;
+    int64_t rows = (int64_t)s->ranks * tokens;
+    if (s->layout == MUSTER_EP_FLAT)
+        return make_2(l, a, dtype, rows, elements);
+    if (s->layout == MUSTER_EP_EXPERT_MAJOR)
+        return make_3(l, a, dtype, s->slots, rows, elements);
+    return make_3(l, a, dtype, s->ranks, tokens, elements);
+}
+
 static bool make_outputs(const struct library *l, struct exchange *x, int32_t tokens)
 {
     const struct perf_shape *s = l->shape;
-    bool by_rank = s->layout == MUSTER_EP_RANK_MAJOR;
-    int64_t blocks = by_rank ? s->ranks : s->slots, rows = by_rank ? tokens : (int64_t)s->ranks * tokens;
+    bool by_slot = s->layout == MUSTER_EP_EXPERT_MAJOR;
     int64_t groups = (s->hidden + MUSTER_EP_FP8_GROUP - 1) / MUSTER_EP_FP8_GROUP;
     struct array *a = x->array;
-    bool made = make_1(l, &a[COUNTS], MUSTER_INT32, blocks) &&
-                make_3(l, &a[RECEIVED], s->quantise ? MUSTER_FP8 : row_dtype(s), blocks, rows, s->hidden) &&
-                make_3(l, &a[RESULTS], row_dtype(s), blocks, rows, s->hidden);
+    bool made = make_1(l, &a[COUNTS], MUSTER_INT32, by_slot ? s->slots : s->ranks) &&
+                make_rows(l, &a[RECEIVED], s->quantise ? MUSTER_FP8 : row_dtype(s), tokens, s->hidden) &&
+                make_rows(l, &a[RESULTS], row_dtype(s), tokens, s->hidden);
     if (s->quantise)
-        made = made && make_3(l, &a[SCALES], MUSTER_FP32, blocks, rows, groups);
-    if (by_rank)
-        made = made && make_3(l, &a[SLOTS], MUSTER_INT32, blocks, rows, s->topk) &&
-               make_3(l, &a[WEIGHTS], MUSTER_FP32, blocks, rows, s->topk);
+        made = made && make_rows(l, &a[SCALES], MUSTER_FP32, tokens, groups);
+    if (!by_slot)
+        made = made && make_rows(l, &a[SLOTS], MUSTER_INT32, tokens, s->topk) &&
+               make_rows(l, &a[WEIGHTS], MUSTER_FP32, tokens, s->topk);
     return made;
 }
 
@@ -325,20 +336,39 @@ static bool library_iterate(void *state, int32_t iterations, struct perf_sample 
 
 /* ---- what the checks look at ---- */
 
-/* Of an array of [blocks][rows], only the rows that have come. */
-static bool move_rows(const struct library *l, const struct array *a,
-                      bool (*move)(const struct library *l, const struct array *a, size_t offset, size_t bytes))
+static int64_t bounded(int64_t rows, int64_t most)
+{
+    return rows < 0 ? 0 : rows < most ? rows : most;
+}
+
+/* Flat: where each source's rows begin; returns how many rows there are in all. */
+static int64_t find_sources(const struct library *l)
+{
+    struct exchange *x = l->current;
+    const int32_t *count = x->array[COUNTS].host;
+    int64_t next = 0;
+    for (int32_t rank = 0; rank < l->shape->ranks; rank++) {
+        x->first[rank] = (int32_t)next;
+        next += bounded(count[rank], x->array[RECEIVED].shape[0] - next);
+    }
+    return next;
+}
+
+typedef bool move_function(const struct library *l, const struct array *a, size_t offset, size_t bytes);
+
+/* Of an array of [blocks][rows], or of [rows] if flat, only the rows that have come. */
+static bool move_rows(const struct library *l, const struct array *a, move_function *move)
 {
     const struct array *counts = &l->current->array[COUNTS];
     const int32_t *count = counts->host;
     if (!a->tensor.data)
         return true;
+    if (l->shape->layout == MUSTER_EP_FLAT)
+        return move(l, a, 0, a->bytes / (size_t)a->shape[0] * (size_t)find_sources(l));
     size_t block_bytes = a->bytes / (size_t)counts->shape[0], row_bytes = block_bytes / (size_t)a->shape[1];
-    for (int64_t block = 0; block < counts->shape[0]; block++) {
-        int64_t rows = count[block] < 0 ? 0 : count[block] > a->shape[1] ? a->shape[1] : count[block];
-        if (!move(l, a, (size_t)block * block_bytes, (size_t)rows * row_bytes))
+    for (int64_t block = 0; block < counts->shape[0]; block++)
+        if (!move(l, a, (size_t)block * block_bytes, (size_t)bounded(count[block], a->shape[1]) * row_bytes))
             return false;
-    }
     return true;
 }
 
@@ -384,9 +414,13 @@ static void library_received(void *state, struct perf_received *received)
         muster_ep_received(x->ep, &rows);
         muster_ep_results(x->ep, &results);
     }
+    bool flat = l->shape->layout == MUSTER_EP_FLAT;
+    if (flat)
+        find_sources(l);
     *received = (struct perf_received){
         .blocks = (int32_t)a[COUNTS].shape[0],
-        .block_rows = (size_t)a[RECEIVED].shape[1],
+        .block_rows = flat ? 0 : (size_t)a[RECEIVED].shape[1],
+        .first = x->first,
         .count = a[COUNTS].host,
         .rows = rows.data,
         .row_stride = (size_t)l->shape->hidden * rows.dtype.bits / 8,

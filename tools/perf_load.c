@@ -181,7 +181,7 @@ static bool is_close(const struct serving *s, float got, float want)
     return off <= most;
 }
 
-/* What this rank's experts make of the row: in rank-major, weighted and added with what came beside it. */
+/* What this rank's experts make of the row: but for expert-major, weighted and added with what came beside it. */
 static float served_factor(struct serving *s, int32_t block, size_t row)
 {
     const struct perf_received *in = s->received;
@@ -265,11 +265,11 @@ void perf_load_copy(const struct perf_shape *shape, const struct perf_received *
 
 /* ---- what comes home ---- */
 
-/* In rank-major the copied rows are added as they are, one for each rank that the token went to. */
+/* But for expert-major the copied rows are added as they are, one for each rank that the token went to. */
 static float copied_factor(const struct perf_shape *shape, const struct perf_routes *routes)
 {
     float factor = 0;
-    if (shape->layout != MUSTER_EP_RANK_MAJOR)
+    if (shape->layout == MUSTER_EP_EXPERT_MAJOR)
         return 1.0f;
     for (int32_t rank = 0; rank < shape->ranks; rank++)
         factor += perf_load_goes_to(shape, routes, rank * shape->slots, (rank + 1) * shape->slots);

@@ -32,15 +32,15 @@ void perf_load_row(const struct perf_shape *shape, int32_t rank, int32_t token, 
 
 /* What one rank has received, and where its results go. */
 struct perf_received {
-    int32_t blocks; /* rank-major: one for each source rank; expert-major: one for each slot */
+    int32_t blocks; /* expert-major: one for each slot; otherwise one for each source rank */
     size_t block_rows; /* rows from the beginning of a block to that of the next; 0: `first` says */
     const int32_t *first; /* with block_rows 0: first row of each block */
     const int32_t *count; /* rows of each block */
     const unsigned char *rows;
     size_t row_stride;
     const float *scales; /* of quantised rows, otherwise NULL */
-    const unsigned char *slots; /* rank-major: [row][topk] int32, local slots or -1 */
-    const unsigned char *weights; /* rank-major: [row][topk] fp32 */
+    const unsigned char *slots; /* not expert-major: [row][topk] int32, local slots or -1 */
+    const unsigned char *weights; /* likewise: [row][topk] fp32 */
     size_t route_stride; /* bytes from row to row of slots and weights */
     unsigned char *results; /* compact rows, in the same places */
 };

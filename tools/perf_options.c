@@ -36,7 +36,10 @@ static const struct argp_option option_table[] = {
     {"quantise", 'q', "HOW", 0, "On the way to the experts: none, fp8, or fp8p2 with scales that are powers of two", 0},
     {"quantise-return", KEY_QUANTISE_RETURN, "HOW", 0, "On the way home: likewise", 0},
     {"layout", 'l', "LAYOUT", 0,
-     "rank: a row for each token and rank; expert: for each token and expert (default rank; with cuda expert)", 0},
+     "rank: a row for each token and rank; flat: the same without gaps; expert: for each token and expert (default "
+     "rank; "
+     "with cuda expert)",
+     0},
     {"combine", 'c', "MODE", 0, "reduced: a sum on each rank; exact: every row comes home (default reduced)", 0},
     {"seed", 's', "S", 0, "Chooses tokens and routes (default 1)", 0},
     {0, 0, 0, 0, "How it is measured:", 2},
@@ -119,7 +122,8 @@ static void set_tokens(struct argp_state *state, struct perf_shape *shape, const
 
 static error_t parse_shape(int key, char *value, struct argp_state *state, struct perf_shape *s)
 {
-    static const char *const types[] = {"bf16", "fp16", "fp32", NULL}, *const layouts[] = {"expert", "rank", NULL};
+    static const char *const types[] = {"bf16", "fp16", "fp32", NULL}, *const layouts[] = {"expert", "rank", "flat",
+                                                                                           NULL};
     static const char *const modes[] = {"exact", "reduced", NULL}, *const quantise[] = {"none", "fp8", "fp8p2", NULL};
     static const char *const fillings[] = {"nothing", "copy", NULL};
     static const char *const backends[] = {"cpu", "cuda", NULL};

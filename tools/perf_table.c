@@ -19,7 +19,12 @@ static const char *quantise_name(int32_t quantise)
 
 static const char *layout_name(const struct perf_shape *s)
 {
-    return s->layout == MUSTER_EP_RANK_MAJOR ? "rank" : "expert";
+    static const char *const names[] = {
+        [MUSTER_EP_EXPERT_MAJOR] = "expert",
+        [MUSTER_EP_RANK_MAJOR] = "rank",
+        [MUSTER_EP_FLAT] = "flat",
+    };
+    return names[s->layout];
 }
 
 static const char *combine_name(const struct perf_shape *s)

@@ -33,6 +33,11 @@ typedef enum muster_ep_layout {
      * its local slots and weights. The caller weights and sums its experts' results into that row.
      */
     MUSTER_EP_RANK_MAJOR = 1,
+    /*
+     * Rank-major without the gaps, for large batches: hidden [R*T, H], the rows of source 0 from row 0, those of source
+     * 1 right behind them, and so on; the counts tell them apart. Rows are always copied out.
+     */
+    MUSTER_EP_FLAT = 2,
 } muster_ep_layout;
 
 typedef enum muster_ep_combine_mode {
@@ -40,8 +45,8 @@ typedef enum muster_ep_combine_mode {
     MUSTER_EP_EXACT = 0,
     /*
      * Each rank weights and adds its experts' rows for a token in top-k order in fp32, rounds once to `dtype` (or
-     * quantises once: quantise_return); the home rank adds the ranks in rank order. With rank-major the caller has done
-     * the first half.
+     * quantises once: quantise_return); the home rank adds the ranks in rank order. With rank-major and flat the caller
+     * has done the first half.
      */
     MUSTER_EP_REDUCED = 1,
 } muster_ep_combine_mode;
@@ -101,7 +106,7 @@ typedef struct muster_ep_dispatch_args {
     const muster_tensor *topk_weights; /* [n, K] fp32; NULL = all 1 */
     const muster_tensor *payload[MUSTER_EP_MAX_PAYLOADS]; /* [n, elements] each */
 
-    /* Outputs, both layouts. [...] is [S, R*T] for expert-major and [R, T] for rank-major. */
+    /* Outputs, all layouts. [...] is [S, R*T] for expert-major, [R, T] for rank-major and [R*T] for flat. */
     const muster_tensor *out_hidden; /* [..., H] dtype, or fp8 when quantised. NULL in rank-major: see ep_received */
     const muster_tensor *out_scales; /* [..., ceil(H/128)] fp32, when quantised */
     const muster_tensor *out_payload[MUSTER_EP_MAX_PAYLOADS]; /* [..., elements]; optional */
@@ -109,16 +114,16 @@ typedef struct muster_ep_dispatch_args {
     const muster_tensor *out_source; /* [..., 2] int32: (source rank, token) of each row; optional */
     const muster_tensor *out_loads; /* [R, R*S] int32: routes from rank to slot; only with load_stats; optional */
 
-    /* Expert-major only. */
-    const muster_tensor *out_ranges; /* [S, R] int64: begin << 32 | count, per (slot, source rank); optional */
+    /* Not rank-major. [S, R] int64: begin << 32 | count, per (slot, source rank); flat: [R], per source rank; optional */
+    const muster_tensor *out_ranges;
 
-    /* Rank-major only. */
-    const muster_tensor *out_slots; /* [R, T, K] int32: local slot 0..S-1 of each route to this rank, else -1 */
-    const muster_tensor *out_weights; /* [R, T, K] fp32: its weight, else 0 */
+    /* Rank-major and flat only. */
+    const muster_tensor *out_slots; /* [..., K] int32: local slot 0..S-1 of each route to this rank, else -1 */
+    const muster_tensor *out_weights; /* [..., K] fp32: its weight, else 0 */
 
     /*
-     * 1: rows past the count get invalid_id in out_slots (rank-major) or in both fields of out_source (expert-major),
-     * so that a kernel over the whole array can skip them.
+     * 1: rows past the count get invalid_id in out_slots (rank-major, flat) or in both fields of out_source
+     * (expert-major), so that a kernel over the whole array can skip them.
      */
     int32_t pad_ids;
     int32_t invalid_id;
@@ -138,8 +143,9 @@ typedef struct muster_ep_dispatch_args {
 typedef struct muster_ep_combine_args {
     size_t size;
     /*
-     * Expert-major: [S, R*T, H], each row where dispatch put it. Rank-major: [R, T, H], weighted and summed over this
-     * rank's experts; NULL takes what the caller wrote into the tensor of muster_ep_results(), where there is one.
+     * Each row where dispatch put it. Expert-major: [S, R*T, H]. Rank-major [R, T, H] and flat [R*T, H]: weighted and
+     * summed over this rank's experts. NULL in rank-major takes what the caller wrote into the tensor of
+     * muster_ep_results(), where there is one.
      */
     const muster_tensor *results;
     const muster_tensor *out; /* [n, H] dtype; rows without any route become 0 */

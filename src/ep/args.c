@@ -17,6 +17,18 @@ struct rule {
     bool output;
 };
 
+/* A row per received row: [S, R*T, elements], [R, T, elements] or, flat, [R*T, elements]. */
+static struct rule rows_rule(const struct exchange_shape *shape, const char *name, muster_dtype dtype, int64_t elements,
+                             bool output)
+{
+    int64_t rows = (int64_t)shape->ranks * shape->tokens;
+    if (shape->flat)
+        return (struct rule){name, dtype, 2, {rows, elements}, output};
+    if (shape->expert_major)
+        return (struct rule){name, dtype, 3, {shape->slots, rows, elements}, output};
+    return (struct rule){name, dtype, 3, {shape->ranks, shape->tokens, elements}, output};
+}
+
 /* Where a tensor's bytes are: `stride` in bytes for all dimensions but the last. */
 struct place {
     unsigned char *data;
@@ -286,20 +298,13 @@ static muster_status take_output(struct checker *c, const struct rule *rule, con
     return status;
 }
 
-/* An output with a row per received row: [S, R*T, elements] or [R, T, elements]. NULL is allowed. */
+/* An output with a row per received row. NULL is allowed. */
 static muster_status take_rows(struct checker *c, const char *name, muster_dtype dtype, int64_t elements,
                                const muster_tensor *t, void **data)
 {
-    const struct exchange_shape *shape = c->x->shape;
-    struct rule rule = {name, dtype, 3, {shape->ranks, shape->tokens, elements}, true};
+    struct rule rule = rows_rule(c->x->shape, name, dtype, elements, true);
     *data = NULL;
-    if (!t)
-        return MUSTER_OK;
-    if (shape->expert_major) {
-        rule.shape[0] = shape->slots;
-        rule.shape[1] = (int64_t)shape->ranks * shape->tokens;
-    }
-    return take_output(c, &rule, t, data);
+    return t ? take_output(c, &rule, t, data) : MUSTER_OK;
 }
 
 static muster_status check_present(const struct checker *c, const char *name, const muster_tensor *t)
@@ -321,7 +326,8 @@ static muster_status take_hidden_outputs(struct checker *c, const muster_ep_disp
 {
     const struct exchange_shape *shape = c->x->shape;
     int64_t groups = (shape->hidden + MUSTER_EP_FP8_GROUP - 1) / MUSTER_EP_FP8_GROUP;
-    muster_status status = shape->expert_major ? check_present(c, "out_hidden", args->out_hidden) : MUSTER_OK;
+    bool required = shape->expert_major || shape->flat;
+    muster_status status = required ? check_present(c, "out_hidden", args->out_hidden) : MUSTER_OK;
     if (status == MUSTER_OK)
         status = take_array(c, "out_hidden", shape->quantise ? MUSTER_FP8 : c->x->config->dtype, shape->hidden,
                             args->out_hidden, &receive->output[0]);
@@ -380,40 +386,71 @@ static muster_status take_loads(struct checker *c, const muster_ep_dispatch_args
     return status;
 }
 
+/* [S, R], or [R] if flat: where each source's rows are. NULL is allowed. */
+static muster_status take_ranges(struct checker *c, const muster_ep_dispatch_args *args,
+                                 struct dispatch_receive_args *receive)
+{
+    const struct exchange_shape *shape = c->x->shape;
+    struct rule rule = {"out_ranges", MUSTER_INT64, 2, {shape->slots, shape->ranks}, true};
+    struct rule flat_rule = {"out_ranges", MUSTER_INT64, 1, {shape->ranks}, true};
+    void *ranges = NULL;
+    muster_status status = MUSTER_OK;
+    if (args->out_ranges)
+        status = take_output(c, shape->flat ? &flat_rule : &rule, args->out_ranges, &ranges);
+    receive->ranges = ranges;
+    return status;
+}
+
 static muster_status take_expert_major(struct checker *c, const muster_ep_dispatch_args *args,
                                        struct dispatch_receive_args *receive)
 {
-    static const char why[] = "it belongs to the rank-major layout";
-    const struct exchange_shape *shape = c->x->shape;
-    struct rule rule = {"out_ranges", MUSTER_INT64, 2, {shape->slots, shape->ranks}, true};
-    void *ranges = NULL;
+    static const char why[] = "it belongs to the rank-major and flat layouts";
     muster_status status = check_absent(c, "out_slots", args->out_slots, why);
     if (status == MUSTER_OK)
         status = check_absent(c, "out_weights", args->out_weights, why);
-    if (status == MUSTER_OK && args->out_ranges)
-        status = take_output(c, &rule, args->out_ranges, &ranges);
     receive->slots = NULL;
     receive->weights = NULL;
-    receive->ranges = ranges;
+    return status == MUSTER_OK ? take_ranges(c, args, receive) : status;
+}
+
+/* Rank-major and flat: the slots and weights of each row. */
+static muster_status take_row_routes(struct checker *c, const muster_ep_dispatch_args *args,
+                                     struct dispatch_receive_args *receive)
+{
+    const struct exchange_shape *shape = c->x->shape;
+    struct rule slots_rule = rows_rule(shape, "out_slots", MUSTER_INT32, shape->topk, true);
+    struct rule weights_rule = rows_rule(shape, "out_weights", MUSTER_FP32, shape->topk, true);
+    void *slots = NULL, *weights = NULL;
+    muster_status status = take_output(c, &slots_rule, args->out_slots, &slots);
+    if (status == MUSTER_OK)
+        status = take_output(c, &weights_rule, args->out_weights, &weights);
+    receive->slots = slots;
+    receive->weights = weights;
     return status;
 }
 
 static muster_status take_rank_major(struct checker *c, const muster_ep_dispatch_args *args,
                                      struct dispatch_receive_args *receive)
 {
-    const struct exchange_shape *shape = c->x->shape;
-    struct rule slots_rule = {"out_slots", MUSTER_INT32, 3, {shape->ranks, shape->tokens, shape->topk}, true};
-    struct rule weights_rule = {"out_weights", MUSTER_FP32, 3, {shape->ranks, shape->tokens, shape->topk}, true};
-    void *slots = NULL, *weights = NULL;
-    muster_status status = check_absent(c, "out_ranges", args->out_ranges, "it belongs to the expert-major layout");
-    if (status == MUSTER_OK)
-        status = take_output(c, &slots_rule, args->out_slots, &slots);
-    if (status == MUSTER_OK)
-        status = take_output(c, &weights_rule, args->out_weights, &weights);
-    receive->slots = slots;
-    receive->weights = weights;
+    static const char why[] = "it belongs to the expert-major and flat layouts";
+    muster_status status = check_absent(c, "out_ranges", args->out_ranges, why);
     receive->ranges = NULL;
-    return status;
+    return status == MUSTER_OK ? take_row_routes(c, args, receive) : status;
+}
+
+static muster_status take_flat(struct checker *c, const muster_ep_dispatch_args *args,
+                               struct dispatch_receive_args *receive)
+{
+    muster_status status = take_row_routes(c, args, receive);
+    return status == MUSTER_OK ? take_ranges(c, args, receive) : status;
+}
+
+static muster_status take_layout_outputs(struct checker *c, const muster_ep_dispatch_args *args,
+                                         struct dispatch_receive_args *receive)
+{
+    if (c->x->shape->flat)
+        return take_flat(c, args, receive);
+    return c->x->shape->expert_major ? take_expert_major(c, args, receive) : take_rank_major(c, args, receive);
 }
 
 static muster_status take_outputs(struct checker *c, const muster_ep_dispatch_args *args,
@@ -427,7 +464,7 @@ static muster_status take_outputs(struct checker *c, const muster_ep_dispatch_ar
     if (status == MUSTER_OK)
         status = take_loads(c, args, receive);
     if (status == MUSTER_OK)
-        status = c->x->shape->expert_major ? take_expert_major(c, args, receive) : take_rank_major(c, args, receive);
+        status = take_layout_outputs(c, args, receive);
     if (status == MUSTER_OK && (args->pad_ids < 0 || args->pad_ids > 1))
         status = error_set(MUSTER_ERR_ARGUMENT, "%s: pad_ids = %d, must be 0 or 1", c->call, args->pad_ids);
     receive->own = NULL;
@@ -467,20 +504,16 @@ static muster_status refuse_in_place(const struct checker *c)
 static muster_status take_results(struct checker *c, const muster_ep_combine_args *args, struct combine_send_args *send)
 {
     const struct exchange_shape *shape = c->x->shape;
-    struct rule rule = {"results", c->x->config->dtype, 3, {shape->ranks, shape->tokens, shape->hidden}, false};
+    struct rule rule = rows_rule(shape, "results", c->x->config->dtype, shape->hidden, false);
     struct place place;
     *send = (struct combine_send_args){.stamp = 0};
-    if (!args->results && !shape->expert_major)
+    if (!args->results && !shape->expert_major && !shape->flat)
         return shape->quantise_return ? refuse_in_place(c) : MUSTER_OK;
-    if (shape->expert_major) {
-        rule.shape[0] = shape->slots;
-        rule.shape[1] = (int64_t)shape->ranks * shape->tokens;
-    }
     muster_status status = check_tensor(c, &rule, args->results, &place);
     if (status != MUSTER_OK)
         return status;
-    send->results = (struct row_input){place.data, place.stride[1]};
-    send->block_stride = place.stride[0];
+    send->results = (struct row_input){place.data, place.stride[rule.ndim - 2]};
+    send->block_stride = shape->flat ? 0 : place.stride[0];
     return MUSTER_OK;
 }
 
@@ -488,8 +521,8 @@ static muster_status take_results(struct checker *c, const muster_ep_combine_arg
 static bool in_place(const struct args_exchange *x, const struct combine_send_args *send)
 {
     const struct exchange_shape *shape = x->shape;
-    return !shape->expert_major && !shape->quantise_return && send->results.data == x->region + shape->results &&
-           send->results.stride == shape->result_bytes &&
+    return !shape->expert_major && !shape->flat && !shape->quantise_return &&
+           send->results.data == x->region + shape->results && send->results.stride == shape->result_bytes &&
            send->block_stride == (size_t)shape->tokens * shape->result_bytes;
 }
 

@@ -301,8 +301,10 @@ static muster_status ep_tensor(struct muster_ep *ep, const char *call, muster_dt
 {
     if (!tensor)
         return error_set(MUSTER_ERR_ARGUMENT, "%s: tensor must not be NULL", call);
-    if (ep->shape.expert_major)
-        return error_set(MUSTER_ERR_ARGUMENT, "%s: needs an exchange with layout = MUSTER_EP_RANK_MAJOR", call);
+    if (ep->config.layout != MUSTER_EP_RANK_MAJOR)
+        return error_set(MUSTER_ERR_ARGUMENT,
+                         "%s: needs an exchange with layout = MUSTER_EP_RANK_MAJOR: with the others rows are copied",
+                         call);
     *tensor = (muster_tensor){
         .data = ep->region + offset,
         .device = ep->checks.device,

@@ -245,8 +245,9 @@ void ep_host_keep_own_results(const struct muster_ep *ep, struct combine_send_ar
                               struct combine_receive_args *receive)
 {
     const unsigned char *begin = ep->region + ep->shape.begin, *end = ep->region + ep->shape.end;
-    size_t blocks_bytes = (size_t)ep->shape.ranks * send->block_stride;
-    bool in_region = send->results.data < end && send->results.data + blocks_bytes > begin;
+    size_t ranks = (size_t)ep->shape.ranks, tokens = (size_t)ep->shape.tokens;
+    size_t block_bytes = ep->shape.flat ? tokens * send->results.stride : send->block_stride;
+    bool in_region = send->results.data < end && send->results.data + ranks * block_bytes > begin;
     if (ep->shape.expert_major || ep->shape.quantise_return || !send->results.data || in_region)
         return;
     send->keeps_own = true;

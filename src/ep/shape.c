@@ -79,7 +79,7 @@ static muster_status check_numbers(const muster_ep_config *c, int32_t ranks)
         {"max_tokens", c->max_tokens, 1, MAX_TOKENS},
         {"slots_per_rank", c->slots_per_rank, 1, INT32_MAX / MUSTER_MAX_RANKS},
         {"topk", c->topk, 1, MUSTER_EP_MAX_TOPK},
-        {"layout", (int64_t)c->layout, MUSTER_EP_EXPERT_MAJOR, MUSTER_EP_RANK_MAJOR},
+        {"layout", (int64_t)c->layout, MUSTER_EP_EXPERT_MAJOR, MUSTER_EP_FLAT},
         {"combine", (int64_t)c->combine, MUSTER_EP_EXACT, MUSTER_EP_REDUCED},
         {"quantise", (int64_t)c->quantise, MUSTER_EP_QUANTISE_NONE, MUSTER_EP_QUANTISE_FP8_POW2},
         {"quantise_return", (int64_t)c->quantise_return, MUSTER_EP_QUANTISE_NONE, MUSTER_EP_QUANTISE_FP8_POW2},
@@ -107,9 +107,9 @@ muster_status shape_check(const muster_ep_config *config, int32_t ranks)
         status = check_hidden(config);
     for (int32_t i = 0; status == MUSTER_OK && i < config->payload_count; i++)
         status = check_payload(&config->payload[i], i);
-    if (status == MUSTER_OK && config->layout == MUSTER_EP_RANK_MAJOR && config->combine == MUSTER_EP_EXACT)
+    if (status == MUSTER_OK && config->layout != MUSTER_EP_EXPERT_MAJOR && config->combine == MUSTER_EP_EXACT)
         status = error_set(MUSTER_ERR_ARGUMENT, "config: combine = MUSTER_EP_EXACT needs layout = "
-                                                "MUSTER_EP_EXPERT_MAJOR: rank-major rows are sums already");
+                                                "MUSTER_EP_EXPERT_MAJOR: rank-major and flat rows are sums already");
     return status;
 }
 
@@ -185,6 +185,7 @@ static void make_offsets(const muster_ep_config *config, uint64_t begin, struct 
     shape->arrived_flag = take(&next, rows * sizeof(uint64_t));
     shape->state = take(&next, EXCHANGE_STATE_BYTES);
     shape->rows_from = take(&next, ranks * sizeof(int32_t));
+    shape->rows_before = take(&next, ranks * sizeof(int32_t));
     shape->slot_begin = take(&next, ranks * (uint64_t)shape->slots * sizeof(int32_t));
     shape->token_ranks = take(&next, (uint64_t)shape->tokens * 2 * sizeof(uint64_t));
     shape->token_slots = take(&next, routes * sizeof(int32_t));
@@ -201,6 +202,7 @@ void shape_make(const muster_ep_config *config, int32_t ranks, uint64_t begin, s
         .topk = config->topk,
         .hidden = config->hidden,
         .expert_major = config->layout == MUSTER_EP_EXPERT_MAJOR,
+        .flat = config->layout == MUSTER_EP_FLAT,
         .exact = config->combine == MUSTER_EP_EXACT,
         .masked = config->masked != 0,
         .load_stats = config->load_stats != 0,

@@ -46,7 +46,7 @@ struct exchange_array {
 /* What an exchange is, and where its parts lie in every region: a pure function of config and rank count (X6). */
 struct exchange_shape {
     int32_t ranks, slots, tokens, topk, hidden;
-    bool expert_major, exact, masked, load_stats;
+    bool expert_major, flat, exact, masked, load_stats; /* neither of the first two: rank-major */
     enum exchange_type type; /* of hidden states and results */
     muster_ep_quantise quantise, quantise_return;
     int32_t arrays;
@@ -73,6 +73,7 @@ struct exchange_shape {
     /* Likewise, and written by this rank alone: what it keeps from one operation of a pair to the next. */
     uint64_t state; /* EXCHANGE_STATE_BYTES; all zero before the first pair */
     uint64_t rows_from; /* [R] int32: rows received from each rank; 0 for ranks that take no part */
+    uint64_t rows_before; /* [R] int32; flat: rows received from the ranks before each */
     uint64_t slot_begin; /* [S][R] int32; expert-major: first row of a source within a slot */
     uint64_t token_ranks; /* [T][2]: the ranks that own routes of a token: who owes it something */
     uint64_t token_slots; /* [T][K] int32: global slot of each route that was sent, otherwise -1 */
@@ -109,11 +110,11 @@ struct dispatch_receive_args {
     const struct dispatch_send_args *own; /* where this rank's rows to itself are; NULL: they were sent like others */
 };
 
-/* results: [S][R*T] or [R][T] rows; data NULL: they already lie in the region. */
+/* results: [S][R*T], [R][T] or, flat, [R*T] rows; data NULL: they already lie in the region. */
 struct combine_send_args {
     uint64_t stamp;
     struct row_input results;
-    size_t block_stride; /* bytes from one slot or source rank to the next */
+    size_t block_stride; /* bytes from one slot or source rank to the next; flat: 0 */
     bool keeps_own; /* as in dispatch */
 };
 

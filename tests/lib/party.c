@@ -138,15 +138,21 @@ static void party_inputs(struct party *p)
     }
 }
 
-struct party_rows {
-    int64_t groups, rows; /* [groups, rows, ...]: [slots, ranks * max_tokens], or [ranks, max_tokens] */
-};
-
-static struct party_rows party_rows(const struct world *w)
+/*
+ * An array of rows as the layout has them: [slots, ranks * max_tokens, elements], [ranks, max_tokens, elements] or, flat,
+ * [ranks * max_tokens, elements].
+ */
+static const muster_tensor *rows_make(struct party_array *a, const struct world *w, muster_dtype dtype,
+                                      int64_t elements, int padding)
 {
-    if (w->c.layout == MUSTER_EP_EXPERT_MAJOR)
-        return (struct party_rows){w->c.slots, (int64_t)w->ranks * w->c.max_tokens};
-    return (struct party_rows){w->ranks, w->c.max_tokens};
+    int64_t rows = (int64_t)w->ranks * w->c.max_tokens;
+    if (w->c.layout == MUSTER_EP_FLAT)
+        array_make(a, dtype, rows, elements, -1, padding);
+    else if (w->c.layout == MUSTER_EP_EXPERT_MAJOR)
+        array_make(a, dtype, w->c.slots, rows, elements, padding);
+    else
+        array_make(a, dtype, w->ranks, w->c.max_tokens, elements, padding);
+    return &a->tensor;
 }
 
 static const muster_tensor *output(struct party_array *a, muster_dtype dtype, int64_t d0, int64_t d1, int64_t d2,
@@ -154,6 +160,12 @@ static const muster_tensor *output(struct party_array *a, muster_dtype dtype, in
 {
     array_make(a, dtype, d0, d1, d2, strided ? 0 : -1);
     return &a->tensor;
+}
+
+static const muster_tensor *rows_output(struct party_array *a, const struct world *w, muster_dtype dtype,
+                                        int64_t elements)
+{
+    return rows_make(a, w, dtype, elements, w->c.strided ? 0 : -1);
 }
 
 static muster_dtype party_hidden_dtype(const struct world *w)
@@ -167,18 +179,16 @@ static void party_outputs(struct party *p)
 {
     const struct world *w = p->world;
     const struct exchange_case *c = &w->c;
-    struct party_rows r = party_rows(w);
+    int64_t groups = c->layout == MUSTER_EP_EXPERT_MAJOR ? c->slots : w->ranks;
     muster_ep_dispatch_args *d = &p->dispatch;
     if (!c->in_place)
-        d->out_hidden = output(&p->out_hidden, party_hidden_dtype(w), r.groups, r.rows, c->hidden, c->strided);
+        d->out_hidden = rows_output(&p->out_hidden, w, party_hidden_dtype(w), c->hidden);
     if (c->quantise != MUSTER_EP_QUANTISE_NONE)
-        d->out_scales = output(&p->out_scales, MUSTER_FP32, r.groups, r.rows,
-                               (c->hidden + ORACLE_GROUP - 1) / ORACLE_GROUP, c->strided);
+        d->out_scales = rows_output(&p->out_scales, w, MUSTER_FP32, (c->hidden + ORACLE_GROUP - 1) / ORACLE_GROUP);
     for (int i = 0; i < c->payloads; i++)
-        d->out_payload[i] =
-            output(&p->out_payload[i], c->payload[i].dtype, r.groups, r.rows, c->payload[i].elements, c->strided);
-    d->out_counts = output(&p->out_counts, MUSTER_INT32, r.groups, -1, -1, c->strided);
-    d->out_source = output(&p->out_source, MUSTER_INT32, r.groups, r.rows, 2, c->strided);
+        d->out_payload[i] = rows_output(&p->out_payload[i], w, c->payload[i].dtype, c->payload[i].elements);
+    d->out_counts = output(&p->out_counts, MUSTER_INT32, groups, -1, -1, c->strided);
+    d->out_source = rows_output(&p->out_source, w, MUSTER_INT32, 2);
     if (c->load_stats)
         d->out_loads = output(&p->out_loads, MUSTER_INT32, w->ranks, (int64_t)w->ranks * c->slots, -1, c->strided);
     if (c->masked)
@@ -191,24 +201,22 @@ static void party_layout_outputs(struct party *p)
 {
     const struct world *w = p->world;
     const struct exchange_case *c = &w->c;
-    struct party_rows r = party_rows(w);
     if (c->layout == MUSTER_EP_EXPERT_MAJOR) {
         p->dispatch.out_ranges = output(&p->out_ranges, MUSTER_INT64, c->slots, w->ranks, -1, c->strided);
         return;
     }
-    p->dispatch.out_slots = output(&p->out_slots, MUSTER_INT32, r.groups, r.rows, c->topk, c->strided);
-    p->dispatch.out_weights = output(&p->out_weights, MUSTER_FP32, r.groups, r.rows, c->topk, c->strided);
+    if (c->layout == MUSTER_EP_FLAT)
+        p->dispatch.out_ranges = output(&p->out_ranges, MUSTER_INT64, w->ranks, -1, -1, c->strided);
+    p->dispatch.out_slots = rows_output(&p->out_slots, w, MUSTER_INT32, c->topk);
+    p->dispatch.out_weights = rows_output(&p->out_weights, w, MUSTER_FP32, c->topk);
 }
 
 static void party_combine_arrays(struct party *p)
 {
     const struct world *w = p->world;
-    struct party_rows r = party_rows(w);
     muster_dtype dtype = case_dtype(w->c.type);
-    if (!w->c.in_place) {
-        array_make(&p->results, dtype, r.groups, r.rows, w->c.hidden, w->c.strided ? ROW_PADDING : -1);
-        p->combine.results = &p->results.tensor;
-    }
+    if (!w->c.in_place)
+        p->combine.results = rows_make(&p->results, w, dtype, w->c.hidden, w->c.strided ? ROW_PADDING : -1);
     p->combine.out = output(&p->out, dtype, w->in[p->rank].tokens, w->c.hidden, -1, w->c.strided);
 }
 
@@ -439,8 +447,7 @@ static muster_status party_take_in_place(struct party *p, muster_ep *ep)
     muster_status status = muster_ep_received(ep, &t);
     if (status != MUSTER_OK)
         return status;
-    struct party_rows r = party_rows(p->world);
-    array_make(&p->out_hidden, party_hidden_dtype(p->world), r.groups, r.rows, p->world->c.hidden, -1);
+    rows_make(&p->out_hidden, p->world, party_hidden_dtype(p->world), p->world->c.hidden, -1);
     if (t.ndim != 3 || memcmp(t.shape, p->out_hidden.shape, 3 * sizeof(int64_t)) != 0 ||
         memcmp(&t.dtype, &p->out_hidden.tensor.dtype, sizeof(t.dtype)) != 0) {
         snprintf(p->why, sizeof(p->why), "rank %d: muster_ep_received() has the wrong shape or type", p->rank);

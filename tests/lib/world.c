@@ -264,7 +264,7 @@ static void experts_of_slot(const struct world *w, int rank, const struct oracle
                           (double)expert_value(expert, h, received_value(w, received, row, h)));
 }
 
-/* Rank-major: the caller itself weights and sums its experts, in top-k order. */
+/* Rank-major and flat: the caller itself weights and sums its experts, in top-k order. */
 static void experts_of_row(const struct world *w, int rank, const struct oracle_received *received, size_t row,
                            void *results)
 {
@@ -282,6 +282,19 @@ static void experts_of_row(const struct world *w, int rank, const struct oracle_
     }
 }
 
+/* Flat: the sources' rows lie one after the other; rank-major: each source's from a place of their own. */
+static void experts_by_rank(const struct world *w, int rank, const struct oracle_received *received, void *results)
+{
+    size_t next = 0;
+    for (int source = 0; source < w->ranks; source++) {
+        size_t rows = bounded(received->counts[source], w->c.max_tokens);
+        size_t first = w->c.layout == MUSTER_EP_FLAT ? next : (size_t)(source * w->c.max_tokens);
+        for (size_t j = 0; j < rows; j++)
+            experts_of_row(w, rank, received, first + j, results);
+        next += rows;
+    }
+}
+
 void world_experts(const struct world *w, int rank, const struct oracle_received *received, void *results)
 {
     memset(results, 0xff, world_results_bytes(w)); /* NaN in every type: a row too many would show */
@@ -290,9 +303,7 @@ void world_experts(const struct world *w, int rank, const struct oracle_received
             experts_of_slot(w, rank, received, slot, results);
         return;
     }
-    for (int source = 0; source < w->ranks; source++)
-        for (size_t j = 0; j < bounded(received->counts[source], w->c.max_tokens); j++)
-            experts_of_row(w, rank, received, (size_t)(source * w->c.max_tokens) + j, results);
+    experts_by_rank(w, rank, received, results);
 }
 
 size_t world_results_bytes(const struct world *w)
@@ -307,6 +318,8 @@ static void world_receive(struct world *w, int rank)
 {
     if (w->c.layout == MUSTER_EP_EXPERT_MAJOR)
         oracle_expert_major(&w->shape, w->in, rank, &w->received[rank]);
+    else if (w->c.layout == MUSTER_EP_FLAT)
+        oracle_flat(&w->shape, w->in, rank, &w->received[rank]);
     else
         oracle_rank_major(&w->shape, w->in, rank, &w->received[rank]);
     w->results[rank] = world_allocate(world_results_bytes(w), 1);
@@ -318,7 +331,9 @@ static void world_combine(struct world *w, int rank)
 {
     size_t elements = (size_t)w->in[rank].tokens * (size_t)w->c.hidden;
     w->combined[rank] = world_allocate(elements, oracle_type_bytes(w->shape.type));
-    if (w->c.layout == MUSTER_EP_RANK_MAJOR)
+    if (w->c.layout == MUSTER_EP_FLAT)
+        oracle_combine_flat(&w->shape, w->in, w->results, rank, w->combined[rank]);
+    else if (w->c.layout == MUSTER_EP_RANK_MAJOR)
         oracle_combine_rank_major(&w->shape, w->in, w->results, rank, w->combined[rank]);
     else if (w->c.combine == MUSTER_EP_EXACT)
         oracle_combine_exact(&w->shape, w->in, w->results, rank, w->combined[rank]);

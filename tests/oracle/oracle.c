@@ -179,6 +179,29 @@ void oracle_rank_major(const struct oracle_shape *shape, const struct oracle_ran
     }
 }
 
+/* The n-th row is that of the n-th token, counted over all sources, that routes here. */
+void oracle_flat(const struct oracle_shape *shape, const struct oracle_rank *ranks, int rank,
+                 struct oracle_received *out)
+{
+    int limit = shape->ranks * shape->max_tokens, row = 0;
+    received_allocate(shape, out, limit, shape->ranks);
+    for (int source = 0; source < shape->ranks; source++) {
+        int begin = row;
+        for (int token = 0; token < oracle_tokens(&ranks[source]); token++) {
+            if (!oracle_routes_to_rank(shape, ranks, source, token, rank))
+                continue;
+            row_receive(shape, ranks, source, token, out, (size_t)row);
+            row_routes(shape, ranks, source, token, rank, out->slots + row * shape->topk,
+                       out->weights + row * shape->topk);
+            row++;
+        }
+        out->counts[source] = row - begin;
+        out->ranges[source] = ((int64_t)begin << 32) + (row - begin);
+    }
+    for (int i = row * shape->topk; shape->pad && i < limit * shape->topk; i++)
+        out->slots[i] = shape->invalid;
+}
+
 void oracle_loads(const struct oracle_shape *shape, const struct oracle_rank *ranks, int32_t *loads)
 {
     int slots = shape->ranks * shape->slots;
@@ -219,6 +242,19 @@ static size_t rank_row(const struct oracle_shape *shape, const struct oracle_ran
     size_t row = (size_t)(source * shape->max_tokens);
     for (int t = 0; t < token; t++)
         row += (size_t)oracle_routes_to_rank(shape, ranks, source, t, rank);
+    return row;
+}
+
+/* The same in the flat layout: as many rows lie before it as were sent by the sources before, and earlier by its own. */
+static size_t flat_row(const struct oracle_shape *shape, const struct oracle_rank *ranks, int source, int token,
+                       int rank)
+{
+    size_t row = 0;
+    for (int s = 0; s <= source; s++) {
+        int end = s < source ? oracle_tokens(&ranks[s]) : token;
+        for (int t = 0; t < end; t++)
+            row += (size_t)oracle_routes_to_rank(shape, ranks, s, t, rank);
+    }
     return row;
 }
 
@@ -326,8 +362,12 @@ void oracle_combine_reduced(const struct oracle_shape *shape, const struct oracl
     free(part);
 }
 
-void oracle_combine_rank_major(const struct oracle_shape *shape, const struct oracle_rank *ranks,
-                               unsigned char *const *results, int home, void *out)
+typedef size_t row_function(const struct oracle_shape *shape, const struct oracle_rank *ranks, int source, int token,
+                            int rank);
+
+/* Results that are sums already; `row_of` says where a token's is on a rank. */
+static void combine_sums(const struct oracle_shape *shape, const struct oracle_rank *ranks,
+                         unsigned char *const *results, int home, row_function *row_of, void *out)
 {
     float *sum = oracle_row(shape), *part = oracle_row(shape);
     for (int token = 0; token < ranks[home].tokens; token++) {
@@ -335,7 +375,7 @@ void oracle_combine_rank_major(const struct oracle_shape *shape, const struct or
         for (int rank = 0; rank < shape->ranks; rank++) {
             if (!oracle_routes_to_rank(shape, ranks, home, token, rank))
                 continue;
-            row_load(shape, results[rank], rank_row(shape, ranks, home, token, rank), part);
+            row_load(shape, results[rank], row_of(shape, ranks, home, token, rank), part);
             row_return(shape, part);
             row_add(shape, part, 1.0f, sum);
         }
@@ -343,6 +383,18 @@ void oracle_combine_rank_major(const struct oracle_shape *shape, const struct or
     }
     free(sum);
     free(part);
+}
+
+void oracle_combine_rank_major(const struct oracle_shape *shape, const struct oracle_rank *ranks,
+                               unsigned char *const *results, int home, void *out)
+{
+    combine_sums(shape, ranks, results, home, rank_row, out);
+}
+
+void oracle_combine_flat(const struct oracle_shape *shape, const struct oracle_rank *ranks,
+                         unsigned char *const *results, int home, void *out)
+{
+    combine_sums(shape, ranks, results, home, flat_row, out);
 }
 
 void oracle_combine_real(const struct oracle_shape *shape, const struct oracle_rank *ranks,

@@ -42,7 +42,7 @@ struct oracle_rank {
     const void *payload[ORACLE_MAX_PAYLOADS];
 };
 
-/* What one rank receives. Rows: slots * (ranks * max_tokens) for expert-major, ranks * max_tokens for rank-major. */
+/* What one rank receives. Rows: slots * (ranks * max_tokens) for expert-major, otherwise ranks * max_tokens. */
 struct oracle_received {
     int rows;
     int groups; /* of rows that are counted together: slots, or ranks */
@@ -51,9 +51,9 @@ struct oracle_received {
     unsigned char *payload[ORACLE_MAX_PAYLOADS];
     int32_t *counts; /* [groups] */
     int32_t *source; /* [rows][2] */
-    int64_t *ranges; /* [slots][ranks], expert-major */
-    int32_t *slots; /* [rows][topk], rank-major */
-    float *weights; /* [rows][topk], rank-major */
+    int64_t *ranges; /* [slots][ranks], expert-major; [ranks], flat */
+    int32_t *slots; /* [rows][topk], rank-major and flat */
+    float *weights; /* [rows][topk], likewise */
 };
 
 /* Numbers. Each is its own small definition of the format, by value rather than by bits. */
@@ -77,6 +77,8 @@ void oracle_expert_major(const struct oracle_shape *shape, const struct oracle_r
                          struct oracle_received *out);
 void oracle_rank_major(const struct oracle_shape *shape, const struct oracle_rank *ranks, int rank,
                        struct oracle_received *out);
+void oracle_flat(const struct oracle_shape *shape, const struct oracle_rank *ranks, int rank,
+                 struct oracle_received *out);
 void oracle_received_free(struct oracle_received *received);
 
 /* loads [ranks][ranks * slots]: routes from each rank to each slot. */
@@ -87,7 +89,8 @@ int oracle_dropped(const struct oracle_shape *shape, const struct oracle_rank *r
 
 /*
  * Combine, as seen by `home`: out [tokens][hidden] in shape->type. results[r] is what rank r's experts wrote, in the
- * layout of dispatch: [slots][ranks * max_tokens][hidden], or [ranks][max_tokens][hidden] for rank-major.
+ * layout of dispatch: [slots][ranks * max_tokens][hidden], [ranks][max_tokens][hidden] for rank-major, or
+ * [ranks * max_tokens][hidden] for flat.
  */
 void oracle_combine_exact(const struct oracle_shape *shape, const struct oracle_rank *ranks,
                           unsigned char *const *results, int home, void *out);
@@ -95,6 +98,8 @@ void oracle_combine_reduced(const struct oracle_shape *shape, const struct oracl
                             unsigned char *const *results, int home, void *out);
 void oracle_combine_rank_major(const struct oracle_shape *shape, const struct oracle_rank *ranks,
                                unsigned char *const *results, int home, void *out);
+void oracle_combine_flat(const struct oracle_shape *shape, const struct oracle_rank *ranks,
+                         unsigned char *const *results, int home, void *out);
 
 /*
  * The same sum of expert-major results in double precision, and the sum of the terms' magnitudes: what the pinned fp32

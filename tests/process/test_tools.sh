@@ -129,6 +129,7 @@ perf_modes() {
         "--layout expert --combine exact --quantise fp8" "--layout rank --quantise fp8p2" "--dtype fp32 --experts-do copy" \
         "--layout expert --combine exact --quantise-return fp8" "--layout expert --quantise fp8 --quantise-return fp8p2" \
         "--layout rank --quantise-return fp8" "--dtype fp32 --quantise fp8 --quantise-return fp8" \
+        "--layout flat" "--layout flat --quantise fp8 --dtype fp32" "--layout flat --experts-do copy" \
         "--layout expert --combine exact --dtype fp16" "--dtype fp16 --quantise fp8" "--dtype fp16 --experts-do copy"; do
         call 0 perf ep $shape $quick $mode
         is 1 wrong 0
@@ -188,6 +189,9 @@ perf_table() {
     fi
     call 0 perf ep --tokens 5 --layout expert $quick
     says out '^# no mpi: it does --layout rank'
+    call 0 perf ep --tokens 5 --layout flat $quick
+    says_not out in-place # nothing stays in the library's memory
+    says out '^  cpu +caller +2 +5 .* flat +reduced '
     # Wherever this tool is, it works without mpirun.
     PATH=/nonexistent call_without_path perf ep --tokens 5 --json $quick
     lines_are 2
@@ -227,8 +231,12 @@ perf_usage() {
     says err '--topk is 9; with 8 experts it must be 1 to 8'
     call 2 perf ep --hidden 2049
     says err 'hidden'
-    call 2 perf ep --combine exact --layout rank
-    says err 'combine'
+    for layout in rank flat; do
+        call 2 perf ep --combine exact --layout $layout
+        says err 'combine'
+    done
+    call 2 perf ep --layout slot
+    says err '--layout is "slot"; it must be one of expert, rank, flat'
     call 2 perf ep --quantise fp8 --experts-do copy
     says err '--experts-do copy'
 }

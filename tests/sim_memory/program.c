@@ -41,6 +41,13 @@ struct buffers {
 
 /* ---------------------------------------------------------------------------------------------------------- drawing */
 
+static muster_ep_layout draw_layout(struct random *dice)
+{
+    if (random_chance(dice, 250))
+        return MUSTER_EP_FLAT;
+    return random_chance(dice, 400) ? MUSTER_EP_RANK_MAJOR : MUSTER_EP_EXPERT_MAJOR;
+}
+
 void program_configure(struct random *dice)
 {
     for (int e = 0; e < SIM_EXCHANGES; e++) {
@@ -51,7 +58,7 @@ void program_configure(struct random *dice)
         c->max_tokens = TOKENS;
         c->slots_per_rank = SLOTS;
         c->topk = TOPK;
-        c->layout = random_chance(dice, 400) ? MUSTER_EP_RANK_MAJOR : MUSTER_EP_EXPERT_MAJOR;
+        c->layout = draw_layout(dice);
         bool exact = c->layout == MUSTER_EP_EXPERT_MAJOR && random_chance(dice, 600);
         c->combine = exact ? MUSTER_EP_EXACT : MUSTER_EP_REDUCED;
         c->masked = random_chance(dice, 300);
@@ -211,18 +218,29 @@ static void check_routes(const struct pair *pair, const struct buffers *b, size_
     }
 }
 
-static void check_source(const struct pair *pair, const struct buffers *b, int me, int rank)
+/* The rows of one source, which begin at `first`; returns how many there should be. */
+static int32_t check_source(const struct pair *pair, const struct buffers *b, int me, int rank, size_t first)
 {
     int32_t rows = 0;
     for (int t = 0; mask_has(pair->mask, rank) && t < pair->tokens[rank]; t++) {
         if (!goes_to(pair, rank, t, me))
             continue;
-        size_t row = (size_t)(rank * TOKENS + rows++);
+        size_t row = first + (size_t)rows++;
         check_row(pair, b, row, rank, t);
         check_routes(pair, b, row, rank, t, me);
     }
     if (b->counts[rank] != rows)
         sim_fail("dispatch: rank %d sent %d rows, not %d", rank, b->counts[rank], rows);
+    return rows;
+}
+
+/* Rows by source: each from a place of its own, or, flat, right behind those of the sources before. */
+static void check_sources(const struct pair *pair, const struct buffers *b, int me)
+{
+    bool flat = sim.config[pair->exchange].layout == MUSTER_EP_FLAT;
+    size_t next = 0;
+    for (int rank = 0; rank < sim.ranks; rank++)
+        next += (size_t)check_source(pair, b, me, rank, flat ? next : (size_t)(rank * TOKENS));
 }
 
 static void check_dispatched(const struct pair *pair, const struct buffers *b, int me)
@@ -231,8 +249,7 @@ static void check_dispatched(const struct pair *pair, const struct buffers *b, i
         for (int32_t slot = 0; slot < SLOTS; slot++)
             check_slot(pair, b, me, slot);
     else
-        for (int rank = 0; rank < sim.ranks; rank++)
-            check_source(pair, b, me, rank);
+        check_sources(pair, b, me);
 }
 
 static void check_combined(const struct pair *pair, const struct buffers *b, int me)
@@ -280,16 +297,18 @@ static float weigh(const struct buffers *b, size_t row, int me)
     return sum;
 }
 
-/* Rank-major: the caller weights and sums its experts' results itself. */
-static void weigh_rows(struct buffers *b, int me)
+/* Rank-major and flat: the caller weights and sums its experts' results itself. */
+static void weigh_rows(struct buffers *b, int me, bool flat)
 {
-    for (int rank = 0; rank < sim.ranks; rank++)
-        for (int j = 0; j < b->counts[rank] && j < TOKENS; j++) {
-            size_t row = (size_t)(rank * TOKENS + j);
-            float sum = weigh(b, row, me);
+    size_t next = 0;
+    for (int rank = 0; rank < sim.ranks; rank++) {
+        next = flat ? next : (size_t)(rank * TOKENS);
+        for (int j = 0; j < b->counts[rank] && j < TOKENS; j++, next++) {
+            float sum = weigh(b, next, me);
             for (int h = 0; h < HIDDEN; h++)
-                b->rows[row][h] *= sum;
+                b->rows[next][h] *= sum;
         }
+    }
 }
 
 /* Reads what came, or writes what goes back, where it lies in symmetric memory; rows that hold nothing as well. */
@@ -332,20 +351,32 @@ struct calls {
     bool in_place;
 };
 
+/* A tensor with a row per received row. */
+static const muster_tensor *rows_of(struct box *v, muster_ep_layout layout, void *data, muster_dtype dtype,
+                                    int64_t elements)
+{
+    int64_t rows = sim.ranks * TOKENS;
+    if (layout == MUSTER_EP_FLAT)
+        return box_of(v, data, dtype, 2, rows, elements, 0);
+    if (layout == MUSTER_EP_EXPERT_MAJOR)
+        return box_of(v, data, dtype, 3, SLOTS, rows, elements);
+    return box_of(v, data, dtype, 3, sim.ranks, TOKENS, elements);
+}
+
 static void calls_outputs(struct calls *c, const struct pair *pair, struct buffers *b)
 {
-    bool experts = sim.config[pair->exchange].layout == MUSTER_EP_EXPERT_MAJOR;
-    int64_t blocks = experts ? SLOTS : sim.ranks, rows = experts ? sim.ranks * TOKENS : TOKENS;
-    c->dispatch.out_counts = box_of(&c->counts, b->counts, MUSTER_INT32, 1, blocks, 0, 0);
-    c->dispatch.out_source = box_of(&c->source, b->source, MUSTER_INT32, 3, blocks, rows, 2);
+    muster_ep_layout layout = sim.config[pair->exchange].layout;
+    int64_t groups = layout == MUSTER_EP_EXPERT_MAJOR ? SLOTS : sim.ranks;
+    c->dispatch.out_counts = box_of(&c->counts, b->counts, MUSTER_INT32, 1, groups, 0, 0);
+    c->dispatch.out_source = rows_of(&c->source, layout, b->source, MUSTER_INT32, 2);
     if (!c->in_place)
-        c->dispatch.out_hidden = box_of(&c->rows, b->rows, MUSTER_FP32, 3, blocks, rows, HIDDEN);
+        c->dispatch.out_hidden = rows_of(&c->rows, layout, b->rows, MUSTER_FP32, HIDDEN);
     if (!c->in_place)
-        c->combine.results = box_of(&c->results, b->rows, MUSTER_FP32, 3, blocks, rows, HIDDEN);
-    if (experts)
+        c->combine.results = rows_of(&c->results, layout, b->rows, MUSTER_FP32, HIDDEN);
+    if (layout == MUSTER_EP_EXPERT_MAJOR)
         return;
-    c->dispatch.out_slots = box_of(&c->slots, b->slots, MUSTER_INT32, 3, blocks, rows, TOPK);
-    c->dispatch.out_weights = box_of(&c->weights, b->weights, MUSTER_FP32, 3, blocks, rows, TOPK);
+    c->dispatch.out_slots = rows_of(&c->slots, layout, b->slots, MUSTER_INT32, TOPK);
+    c->dispatch.out_weights = rows_of(&c->weights, layout, b->weights, MUSTER_FP32, TOPK);
 }
 
 static void calls_make(struct calls *c, struct pair *pair, struct buffers *b, int me)
@@ -472,7 +503,7 @@ static muster_status run_pair(struct sim_rank *self, struct pair *pair, struct b
     if (sim.config[pair->exchange].layout == MUSTER_EP_EXPERT_MAJOR)
         run_experts(pair, b, me);
     else
-        weigh_rows(b, me);
+        weigh_rows(b, me, sim.config[pair->exchange].layout == MUSTER_EP_FLAT);
     if (calls.in_place)
         use_in_place(ep, b, true);
     idle(self, 10);

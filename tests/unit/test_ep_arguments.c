@@ -159,13 +159,14 @@ static int dispatch_targets(struct party *p, struct target targets[MAX_TARGETS])
 {
     muster_ep_dispatch_args *d = &p->dispatch;
     unsigned scales = p->world->c.quantise ? REQUIRED : 0;
+    unsigned in_caller = p->world->c.layout == MUSTER_EP_RANK_MAJOR ? 0 : REQUIRED;
     const struct target all[] = {
         {"hidden", &d->hidden, INPUT | REQUIRED},
         {"topk_slots", &d->topk_slots, INPUT | REQUIRED},
         {"topk_weights", &d->topk_weights, INPUT},
         {"payload", &d->payload[0], INPUT | REQUIRED},
         {"payload", &d->payload[1], INPUT | REQUIRED},
-        {"out_hidden", &d->out_hidden, OUTPUT | (p->world->c.layout == MUSTER_EP_EXPERT_MAJOR ? REQUIRED : 0u)},
+        {"out_hidden", &d->out_hidden, OUTPUT | in_caller},
         {"out_scales", &d->out_scales, OUTPUT | scales},
         {"out_payload", &d->out_payload[0], OUTPUT},
         {"out_counts", &d->out_counts, OUTPUT | REQUIRED},
@@ -183,9 +184,9 @@ static int combine_targets(struct party *p, struct target targets[MAX_TARGETS])
 {
     muster_ep_combine_args *c = &p->combine;
     bool in_place = p->world->c.layout == MUSTER_EP_RANK_MAJOR && !p->world->c.quantise_return;
-    unsigned results = in_place ? 0 : REQUIRED;
+    unsigned in_caller = in_place ? 0 : REQUIRED;
     const struct target all[] = {
-        {"results", &c->results, INPUT | results},
+        {"results", &c->results, INPUT | in_caller},
         {"out", &c->out, OUTPUT | REQUIRED},
     };
     memcpy(targets, all, sizeof(all));
@@ -278,6 +279,17 @@ static const struct exchange_case returned = {.name = "rank-major, fp8 home",
                                               .quantise_return = MUSTER_EP_QUANTISE_FP8,
                                               TWO_PAYLOADS};
 
+static const struct exchange_case flat = {.name = "flat",
+                                          .hidden = 136,
+                                          .max_tokens = 4,
+                                          .slots = 3,
+                                          .topk = 2,
+                                          .layout = MUSTER_EP_FLAT,
+                                          .combine = MUSTER_EP_REDUCED,
+                                          .load_stats = 1,
+                                          .quantise = MUSTER_EP_QUANTISE_FP8,
+                                          TWO_PAYLOADS};
+
 static void wrong_tensors_expert_major(void **state)
 {
     (void)state;
@@ -294,6 +306,73 @@ static void wrong_tensors_quantised_return(void **state)
 {
     (void)state;
     run_on(&returned, 2, spoil_tensors);
+}
+
+/* Rows are [ranks * max_tokens, ...], and an error about one says so. */
+static void wrong_tensors_flat(void **state)
+{
+    (void)state;
+    run_on(&flat, 2, spoil_tensors);
+}
+
+static void refuse_blocks(struct cluster_rank *self)
+{
+    const struct world *world = self->context;
+    muster_ep *ep = rounds_create(self, &world->c);
+    struct party *p = party_open(world, self->rank);
+    int64_t blocks[3] = {2, 4, 136}; /* as in rank-major: the same bytes */
+    muster_tensor tensor = *p->dispatch.out_hidden;
+    tensor.ndim = 3;
+    tensor.shape = blocks;
+    p->dispatch.out_hidden = &tensor;
+    expect_refused(p, call_dispatch(p, ep), "out_hidden", "in blocks");
+    expect(strstr(muster_last_error(), "[2, 4, 136]") && strstr(muster_last_error(), "[8, 136]"),
+           "the error does not say what it has and what it must have: \"%s\"", muster_last_error());
+    party_close(p);
+    rounds_exchange(self, ep, world);
+    muster_ep_destroy(ep);
+}
+
+static void flat_rows_are_no_blocks(void **state)
+{
+    (void)state;
+    run_on(&flat, 2, refuse_blocks);
+}
+
+/*
+ * Where an exchange keeps what homes read of it is no place for the caller's results, though it would hold them. An
+ * exchange before it, rank-major and otherwise alike, shows where that is.
+ */
+static void refuse_own_memory(struct cluster_rank *self)
+{
+    const struct world *world = self->context;
+    struct exchange_case by_rank = world->c;
+    by_rank.layout = MUSTER_EP_RANK_MAJOR;
+    muster_ep *before = rounds_create(self, &by_rank), *ep = rounds_create(self, &world->c);
+    struct party *p = party_open(world, self->rank), *canaries = party_open(world, self->rank);
+    muster_tensor there, tensor = *p->combine.results;
+    expect_status(muster_ep_results(before, &there), MUSTER_OK, "muster_ep_results");
+    tensor.data = (char *)there.data + there.byte_offset + rounds_memory_bytes(&by_rank, 1, world->ranks);
+    expect_status(party_dispatch(p, ep), MUSTER_OK, "muster_ep_dispatch");
+    canaries->combine.results = &tensor;
+    expect_refused(canaries, call_combine(canaries, ep), "own memory", "in its place in the region");
+    party_experts(p);
+    expect_status(party_combine(p, ep), MUSTER_OK, "muster_ep_combine");
+    expect_status(cluster_verdict(self).status, MUSTER_OK, "the verdict");
+    expect(party_right(p), "%s", p->why);
+    party_close(canaries);
+    party_close(p);
+    muster_ep_destroy(ep);
+    muster_ep_destroy(before);
+}
+
+static void flat_results_are_not_taken_in_place(void **state)
+{
+    (void)state;
+    struct cluster_options options = {.ranks = 2, .memory_bytes = 2 * rounds_memory_bytes(&flat, 1, 2)};
+    struct world *world = world_make(&flat, 2, mask_first(2), 5);
+    assert_true(cluster_run(&options, refuse_own_memory, world));
+    world_free(world);
 }
 
 /* ---- what is wrong with the call as a whole ---- */
@@ -490,6 +569,7 @@ static void wrong_values(void **state)
     c.ids64 = 1;
     run_on(&c, 2, refuse_values);
     run_on(&rank_major, 2, refuse_values);
+    run_on(&flat, 2, refuse_values);
 }
 
 /* 64-bit ids are not cut to 32 bits before they are judged. */
@@ -546,6 +626,9 @@ int main(void)
         cmocka_unit_test(wrong_tensors_expert_major),
         cmocka_unit_test(wrong_tensors_rank_major),
         cmocka_unit_test(wrong_tensors_quantised_return),
+        cmocka_unit_test(wrong_tensors_flat),
+        cmocka_unit_test(flat_rows_are_no_blocks),
+        cmocka_unit_test(flat_results_are_not_taken_in_place),
         cmocka_unit_test(wrong_calls),
         cmocka_unit_test(outputs_of_other_configurations),
         cmocka_unit_test(too_many_tokens),

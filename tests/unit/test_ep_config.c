@@ -47,9 +47,11 @@ static const struct change wrong[] = {
     {"slots_per_rank", AT(slots_per_rank), 0, "1"},
     {"topk", AT(topk), 0, "32"},
     {"topk", AT(topk), 33, "32"},
-    {"layout", AT(layout), 2, ""},
+    {"layout", AT(layout), 3, "2"},
+    {"layout", AT(layout), -1, "0"},
     {"combine", AT(combine), 2, ""},
-    {"combine", AT(layout), MUSTER_EP_RANK_MAJOR, ""}, /* with exact */
+    {"combine", AT(layout), MUSTER_EP_RANK_MAJOR, "MUSTER_EP_EXPERT_MAJOR"}, /* with exact */
+    {"combine", AT(layout), MUSTER_EP_FLAT, "MUSTER_EP_EXPERT_MAJOR"}, /* likewise */
     {"quantise", AT(quantise), 3, ""},
     {"quantise_return", AT(quantise_return), 3, "2"},
     {"quantise_return", AT(quantise_return), -1, "0"},
@@ -174,6 +176,7 @@ static const struct {
     {{"slots_per_rank", AT(slots_per_rank), 3, ""}, "2", "3"},
     {{"topk", AT(topk), 1, ""}, "2", "1"},
     {{"layout", AT(layout), MUSTER_EP_RANK_MAJOR, ""}, "", ""},
+    {{"layout", AT(layout), MUSTER_EP_FLAT, ""}, "0", "2"},
     {{"combine", AT(combine), MUSTER_EP_EXACT, ""}, "", ""},
     {{"quantise", AT(quantise), MUSTER_EP_QUANTISE_FP8, ""}, "", ""},
     {{"quantise_return", AT(quantise_return), MUSTER_EP_QUANTISE_FP8_POW2, ""}, "0", "2"},
@@ -215,7 +218,7 @@ static void differ_in_turn(struct cluster_rank *self)
         muster_ep *ep = NULL;
         const char *field = differences[i].change.field;
         cluster_at(field);
-        config.combine = MUSTER_EP_REDUCED; /* goes with both layouts */
+        config.combine = MUSTER_EP_REDUCED; /* goes with every layout */
         if (self->rank == i % 3)
             change_apply(&config, &differences[i].change);
         muster_status status = muster_ep_create(self->group, &config, &ep);

@@ -11,6 +11,7 @@
 
 #define EXPERT_MAJOR .layout = MUSTER_EP_EXPERT_MAJOR
 #define RANK_MAJOR .layout = MUSTER_EP_RANK_MAJOR, .combine = MUSTER_EP_REDUCED
+#define FLAT .layout = MUSTER_EP_FLAT, .combine = MUSTER_EP_REDUCED
 #define REDUCED .combine = MUSTER_EP_REDUCED
 #define UNEVEN .tokens = TOKENS_UNEVEN
 #define FP16 .type = ORACLE_FP16
@@ -58,6 +59,10 @@ static const struct exchange_case plain_cases[] = {
      RANK_MAJOR,
      UNEVEN,
      .in_place = 1},
+    {.name = "flat", .hidden = 32, .max_tokens = 6, .slots = 3, .topk = 5, FLAT, UNEVEN},
+    {.name = "flat fp16", .hidden = 40, .max_tokens = 6, .slots = 3, .topk = 5, FP16, FLAT, UNEVEN, .ids64 = 1},
+    {.name = "flat fp32 padded", .hidden = 12, .max_tokens = 4, .slots = 2, .topk = 2, FLAT, FP32, .pad = 1, UNEVEN},
+    {.name = "flat full", .hidden = 16, .max_tokens = 4, .slots = 2, .topk = 6, FLAT, .no_weights = 1, .pad = 1},
     {.name = "top-32", .hidden = 16, .max_tokens = 3, .slots = 33, .topk = 32},
     {.name = "top-32 reduced", .hidden = 16, .max_tokens = 3, .slots = 9, .topk = 32, REDUCED},
     {.name = "2880", .hidden = 2880, .max_tokens = 2, .slots = 2, .topk = 4, UNEVEN},
@@ -87,6 +92,22 @@ static const struct exchange_case routing_cases[] = {
      .topk = 2,
      RANK_MAJOR,
      .tokens = TOKENS_NONE},
+    {.name = "nobody has tokens, flat",
+     .hidden = 16,
+     .max_tokens = 6,
+     .slots = 2,
+     .topk = 2,
+     FLAT,
+     .tokens = TOKENS_NONE,
+     .pad = 1},
+    {.name = "most have no tokens, flat",
+     .hidden = 16,
+     .max_tokens = 6,
+     .slots = 2,
+     .topk = 2,
+     FLAT,
+     .tokens = TOKENS_MOSTLY_NONE,
+     .pad = 1},
     {.name = "no routes", .hidden = 16, .max_tokens = 5, .slots = 2, .topk = 3, .routes = ROUTES_NONE, .load_stats = 1},
     {.name = "no routes, reduced",
      .hidden = 16,
@@ -96,6 +117,7 @@ static const struct exchange_case routing_cases[] = {
      .routes = ROUTES_NONE,
      REDUCED},
     {.name = "local routes", .hidden = 16, .max_tokens = 5, .slots = 4, .topk = 3, .routes = ROUTES_LOCAL, UNEVEN},
+    {.name = "local routes, flat", .hidden = 16, .max_tokens = 5, .slots = 4, .topk = 3, .routes = ROUTES_LOCAL, FLAT},
     {.name = "one hot slot",
      .hidden = 16,
      .max_tokens = 8,
@@ -113,6 +135,15 @@ static const struct exchange_case routing_cases[] = {
      .routes = ROUTES_HOTSPOT,
      .load_stats = 1,
      .in_place = 1},
+    {.name = "one hot slot, flat",
+     .hidden = 16,
+     .max_tokens = 8,
+     .slots = 3,
+     .topk = 2,
+     FLAT,
+     UNEVEN,
+     .routes = ROUTES_HOTSPOT,
+     .load_stats = 1},
     {.name = "loads", .hidden = 8, .max_tokens = 6, .slots = 3, .topk = 4, UNEVEN, .load_stats = 1},
 };
 
@@ -151,6 +182,8 @@ static const struct exchange_case quantised_cases[] = {
      FP8,
      RANK_MAJOR,
      .in_place = 1},
+    {.name = "fp8 flat", .hidden = 272, .max_tokens = 4, .slots = 2, .topk = 2, FP8, WILD, FLAT, UNEVEN, .pad = 1},
+    {.name = "pow2 from fp32, flat", .hidden = 132, .max_tokens = 4, .slots = 2, .topk = 2, POW2, FP32, FLAT, UNEVEN},
     {.name = "wild bf16", .hidden = 64, .max_tokens = 4, .slots = 2, .topk = 3, WILD},
     {.name = "wild fp16", .hidden = 64, .max_tokens = 4, .slots = 2, .topk = 3, WILD, FP16},
     {.name = "wild fp16 reduced", .hidden = 72, .max_tokens = 4, .slots = 2, .topk = 3, WILD, FP16, REDUCED},
@@ -158,6 +191,7 @@ static const struct exchange_case quantised_cases[] = {
     {.name = "wild fp32", .hidden = 64, .max_tokens = 4, .slots = 2, .topk = 3, WILD, FP32},
     {.name = "wild bf16 reduced", .hidden = 64, .max_tokens = 4, .slots = 2, .topk = 3, WILD, REDUCED},
     {.name = "wild fp32 rank-major", .hidden = 64, .max_tokens = 4, .slots = 2, .topk = 3, WILD, FP32, RANK_MAJOR},
+    {.name = "wild fp16 flat", .hidden = 64, .max_tokens = 4, .slots = 2, .topk = 3, WILD, FP16, FLAT, UNEVEN},
 };
 
 /* Rows go home as fp8: every mode, layout and type, with and without fp8 on the way out. */
@@ -323,6 +357,15 @@ static const struct exchange_case form_cases[] = {
      UNEVEN,
      SEVEN_PAYLOADS,
      .pad = 1},
+    {.name = "seven payloads, flat",
+     .hidden = 16,
+     .max_tokens = 5,
+     .slots = 3,
+     .topk = 3,
+     FLAT,
+     UNEVEN,
+     SEVEN_PAYLOADS,
+     .pad = 1},
     {.name = "seven payloads, fp8", .hidden = 136, .max_tokens = 5, .slots = 3, .topk = 3, UNEVEN, FP8, SEVEN_PAYLOADS},
     {.name = "strided", .hidden = 24, .max_tokens = 5, .slots = 2, .topk = 3, UNEVEN, .strided = 1, SEVEN_PAYLOADS},
     {.name = "strided 64-bit ids, reduced",
@@ -343,6 +386,16 @@ static const struct exchange_case form_cases[] = {
      .strided = 1,
      FP8,
      RANK_MAJOR,
+     UNEVEN},
+    {.name = "strided flat", .hidden = 24, .max_tokens = 5, .slots = 2, .topk = 3, .strided = 1, FLAT, UNEVEN},
+    {.name = "strided fp8 flat",
+     .hidden = 136,
+     .max_tokens = 5,
+     .slots = 2,
+     .topk = 3,
+     .strided = 1,
+     FP8,
+     FLAT,
      UNEVEN},
     {.name = "strided fp32", .hidden = 20, .max_tokens = 5, .slots = 2, .topk = 3, .strided = 1, FP32},
     {.name = "strided fp16", .hidden = 40, .max_tokens = 5, .slots = 2, .topk = 3, .strided = 1, FP16, UNEVEN},
@@ -377,6 +430,26 @@ static const struct exchange_case form_cases[] = {
      .halves = 1,
      RANK_MAJOR,
      .in_place = 1},
+    {.name = "halves flat",
+     .hidden = 24,
+     .max_tokens = 5,
+     .slots = 2,
+     .topk = 3,
+     UNEVEN,
+     .halves = 1,
+     FLAT,
+     SEVEN_PAYLOADS},
+    {.name = "halves flat fp8",
+     .hidden = 136,
+     .max_tokens = 5,
+     .slots = 2,
+     .topk = 3,
+     UNEVEN,
+     .halves = 1,
+     FLAT,
+     FP8,
+     .strided = 1,
+     .pad = 1},
 };
 
 /* All 65536 codes of a type go through dispatch, and what experts make of them through combine. */
@@ -393,6 +466,7 @@ static const struct exchange_case large_group_cases[] = {
     {.name = "rank-major", .hidden = 8, .max_tokens = 3, .slots = 2, .topk = 8, UNEVEN, RANK_MAJOR},
     {.name = "fp8 reduced", .hidden = 16, .max_tokens = 2, .slots = 3, .topk = 32, UNEVEN, REDUCED, FP8},
     {.name = "fp8 home", .hidden = 24, .max_tokens = 2, .slots = 3, .topk = 32, UNEVEN, REDUCED, RETURN_FP8},
+    {.name = "flat", .hidden = 8, .max_tokens = 3, .slots = 2, .topk = 8, UNEVEN, FLAT, .pad = 1},
 };
 
 #define COUNT(cases) ((int)(sizeof(cases) / sizeof((cases)[0])))
@@ -466,6 +540,7 @@ static void eight_rounds_with_a_late_rank(void **state)
          RANK_MAJOR,
          .in_place = 1},
         {.name = "late, fp8 home", .hidden = 264, .max_tokens = 17, .slots = 2, .topk = 3, UNEVEN, REDUCED, RETURN_FP8},
+        {.name = "late, flat", .hidden = 64, .max_tokens = 17, .slots = 2, .topk = 3, UNEVEN, FLAT, .pad = 1},
         {.name = "late, halves",
          .hidden = 64,
          .max_tokens = 17,
@@ -485,8 +560,9 @@ static void many_tokens(void **state)
     static const struct exchange_case cases[] = {
         {.name = "many tokens", .hidden = 8, .max_tokens = 3000, .slots = 2, .topk = 2, UNEVEN},
         {.name = "many tokens, rank-major", .hidden = 8, .max_tokens = 3000, .slots = 2, .topk = 2, UNEVEN, RANK_MAJOR},
+        {.name = "many tokens, flat", .hidden = 8, .max_tokens = 3000, .slots = 2, .topk = 2, UNEVEN, FLAT},
     };
-    assert_true(rounds_run(2, &cases[1], 1, 1, false));
+    assert_true(rounds_run(2, &cases[1], 2, 1, false));
     assert_true(rounds_run(1, &cases[0], 1, 1, false));
 }
 

@@ -62,6 +62,18 @@ static const struct exchange_case masked_cases[] = {
      .combine = MUSTER_EP_REDUCED,
      .quantise_return = MUSTER_EP_QUANTISE_FP8,
      .tokens = TOKENS_UNEVEN},
+    {.name = "masked flat",
+     .hidden = 136,
+     .max_tokens = 6,
+     .slots = 2,
+     .topk = 3,
+     .masked = 1,
+     .load_stats = 1,
+     .layout = MUSTER_EP_FLAT,
+     .combine = MUSTER_EP_REDUCED,
+     .quantise = MUSTER_EP_QUANTISE_FP8,
+     .pad = 1,
+     .tokens = TOKENS_UNEVEN},
 };
 
 enum { MASKED_CASES = sizeof(masked_cases) / sizeof(masked_cases[0]) };
@@ -253,8 +265,10 @@ static void waited_for_while_reading(struct cluster_rank *self)
 static void rank_that_is_left_out_too_early_notices(void **state)
 {
     (void)state;
-    run_four(&masked_cases[2], left_out_while_reading);
-    run_four(&masked_cases[2], waited_for_while_reading);
+    for (int i = 2; i < MASKED_CASES; i += 2) { /* rank-major, flat */
+        run_four(&masked_cases[i], left_out_while_reading);
+        run_four(&masked_cases[i], waited_for_while_reading);
+    }
 }
 
 static void refuse_mask(muster_ep *ep, muster_mask mask, const char *what)
@@ -470,7 +484,7 @@ static void repeat(struct cluster_rank *self)
 static void every_run_gives_the_same_bytes(void **state)
 {
     (void)state;
-    for (int i = 0; i < 3; i++)
+    for (int i = 0; i < MASKED_CASES; i++)
         run_four(&masked_cases[i], repeat);
 }
 

@@ -225,6 +225,45 @@ static void small_rank_major(void **state)
     oracle_received_free(&got);
 }
 
+static void small_flat(void **state)
+{
+    (void)state;
+    struct small s;
+    struct oracle_received got;
+    small_make(&s);
+    s.shape.max_tokens = 3;
+    oracle_flat(&s.shape, s.ranks, 1, &got);
+    const float *hidden = (const float *)(void *)got.hidden;
+    assert_true(got.counts[0] == 2 && got.counts[1] == 1);
+    assert_true(got.ranges[0] == 2 && got.ranges[1] == (INT64_C(2) << 32) + 1);
+    assert_true(hidden[0] == 1.0f && hidden[4] == 2.0f && hidden[8] == 11.0f);
+    assert_int_equal(got.hidden[3 * 16], ORACLE_CANARY);
+    const int32_t slots[12] = {-1, 0, 1, 0, 0, -1, -9, -9, -9, -9, -9, -9};
+    assert_memory_equal(got.slots, slots, sizeof(slots));
+    const int32_t source[6] = {0, 0, 0, 1, 1, 0};
+    assert_memory_equal(got.source, source, sizeof(source));
+    oracle_received_free(&got);
+    s.ranks[0].active = 0;
+    oracle_flat(&s.shape, s.ranks, 1, &got);
+    assert_true(got.counts[0] == 0 && got.counts[1] == 1);
+    assert_true(got.source[0] == 1 && got.source[1] == 0 && got.slots[2] == -9);
+    oracle_received_free(&got);
+}
+
+/* Rows of rank 1 are worth 1, 2 and 3: two of rank 0's tokens, then the one of rank 1. Rank 0 holds one row, worth 10. */
+static void small_flat_combine(void **state)
+{
+    (void)state;
+    struct small s;
+    small_make(&s);
+    float results[2][4 * 4] = {{10, 10, 10, 10}, {1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3}}, out[2][4];
+    unsigned char *all[2] = {(unsigned char *)results[0], (unsigned char *)results[1]};
+    oracle_combine_flat(&s.shape, s.ranks, all, 0, out);
+    assert_true(out[0][0] == 11.0f && out[1][0] == 2.0f);
+    oracle_combine_flat(&s.shape, s.ranks, all, 1, out);
+    assert_true(out[0][0] == 3.0f);
+}
+
 static void small_loads(void **state)
 {
     (void)state;
@@ -308,6 +347,8 @@ int main(void)
         cmocka_unit_test(differ_forgives_only_nan_payloads),
         cmocka_unit_test(small_expert_major),
         cmocka_unit_test(small_rank_major),
+        cmocka_unit_test(small_flat),
+        cmocka_unit_test(small_flat_combine),
         cmocka_unit_test(small_loads),
         cmocka_unit_test(small_combine),
         cmocka_unit_test(exact_keeps_the_order_of_the_routes),

@@ -21,6 +21,14 @@ static const struct exchange_case rank_major = {.name = "rank-major",
                                                 .layout = MUSTER_EP_RANK_MAJOR,
                                                 .combine = MUSTER_EP_REDUCED};
 
+static const struct exchange_case flat = {.name = "flat",
+                                          .hidden = 16,
+                                          .max_tokens = 4,
+                                          .slots = 2,
+                                          .topk = 2,
+                                          .layout = MUSTER_EP_FLAT,
+                                          .combine = MUSTER_EP_REDUCED};
+
 static void expect_order(muster_status status, const char *call)
 {
     expect(status == MUSTER_ERR_ORDER, "%s gave %s", call, muster_status_name(status));
@@ -116,6 +124,7 @@ static void exchanges_go_in_order(void **state)
     (void)state;
     run_two(&plain, exchange_order);
     run_two(&rank_major, exchange_order);
+    run_two(&flat, exchange_order);
 }
 
 static void step_order(struct cluster_rank *self)
@@ -216,10 +225,16 @@ static void void_steps_do_nothing(void **state)
 
 static void received_only_in_rank_major(struct cluster_rank *self)
 {
-    muster_ep *ep = rounds_create(self, &plain);
+    const struct world *world = self->context;
+    muster_ep *ep = rounds_create(self, &world->c);
     muster_tensor tensor = {.ndim = 99};
-    expect_status(muster_ep_received(ep, &tensor), MUSTER_ERR_ARGUMENT, "received in expert-major");
-    expect_status(muster_ep_results(ep, &tensor), MUSTER_ERR_ARGUMENT, "results in expert-major");
+    const char *layout = world->c.name;
+    expect_status(muster_ep_received(ep, &tensor), MUSTER_ERR_ARGUMENT, layout);
+    expect(strstr(muster_last_error(), "muster_ep_received") && strstr(muster_last_error(), "MUSTER_EP_RANK_MAJOR"),
+           "%s: the error does not name the layout: \"%s\"", layout, muster_last_error());
+    expect_status(muster_ep_results(ep, &tensor), MUSTER_ERR_ARGUMENT, layout);
+    expect(strstr(muster_last_error(), "muster_ep_results") && strstr(muster_last_error(), "MUSTER_EP_RANK_MAJOR"),
+           "%s: the error does not name the layout: \"%s\"", layout, muster_last_error());
     expect(tensor.ndim == 99, "a refused call wrote its output");
     muster_ep_destroy(ep);
 }
@@ -228,6 +243,7 @@ static void in_place_needs_rank_major(void **state)
 {
     (void)state;
     run_two(&plain, received_only_in_rank_major);
+    run_two(&flat, received_only_in_rank_major);
 }
 
 /* With quantise_return rows can be read in place, but none can be written. */

@@ -24,8 +24,7 @@ static const void *part_view(const struct cpu_exchange *x, const struct kernel_s
 {
     size_t bytes = x->shape.return_bytes, part = (size_t)token * (size_t)x->shape.topk + (size_t)i;
     if (own && x->plan.from[part] == step->rank)
-        return own->results.data + (size_t)step->rank * own->block_stride +
-               (size_t)x->plan.row[part] * own->results.stride;
+        return exchange_result(x, own, step->rank, x->plan.row[part]);
     return remote_view(part_at(x, step, token, part), x->scratch + (size_t)i * bytes, bytes);
 }
 

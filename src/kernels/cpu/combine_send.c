@@ -52,13 +52,13 @@ static void quantise_row(const struct returning *r, unsigned char *to, const voi
     remote_close(to, row.codes, shape->return_bytes);
 }
 
-/* ------------------------------------------------------------------------------------------------------- rank-major */
+/* ---------------------------------------------------------------------------------------------- rank-major and flat */
 
 /* The caller's rows [begin, end) for a rank. */
 static void store_results(const struct returning *r, int rank, int32_t begin, int32_t end)
 {
     const struct row_input *results = &r->args->results;
-    const unsigned char *block = results->data + (size_t)rank * r->args->block_stride;
+    const unsigned char *block = exchange_result(r->x, r->args, rank, 0);
     struct row_input from = {block + (size_t)begin * results->stride, results->stride};
     if (!r->x->shape.quantise_return) {
         exchange_copy_rows(result_row(r, rank, begin), &from, r->x->shape.result_bytes, end - begin);

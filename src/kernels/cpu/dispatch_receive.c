@@ -40,11 +40,14 @@ static bool accept_line(const struct receiving *r, const struct exchange_line *l
 static bool accept_lines(const struct receiving *r)
 {
     struct exchange_line *line = exchange_lines(r->step, r->step->rank, r->x->shape.dispatch_line);
+    int32_t before = 0;
     for (int rank = 0; rank < r->step->ranks; rank++) {
         uint32_t rows = 0;
         if (mask_has(r->step->mask, rank) && !accept_line(r, &line[rank], rank, &rows))
             return false;
         r->x->received.rows[rank] = (int32_t)rows;
+        r->x->received.first[rank] = before;
+        before += (int32_t)rows;
     }
     return true;
 }
@@ -82,7 +85,7 @@ static bool ids_below(const int32_t *ids, size_t count, int32_t least, int32_t l
     return valid;
 }
 
-/* ------------------------------------------------------------------------------------------------------- rank-major */
+/* ---------------------------------------------------------------------------------------------- rank-major and flat */
 
 /* Row j of this rank to itself, if it stayed where it was: in the caller's input. */
 static const unsigned char *own_row(const struct receiving *r, int a, int32_t j)
@@ -94,7 +97,7 @@ static const unsigned char *own_row(const struct receiving *r, int a, int32_t j)
 
 static void take_own_rows(const struct receiving *r, size_t rows)
 {
-    size_t first = exchange_row(&r->x->shape, r->step->rank, 0);
+    size_t first = exchange_first_row(r->x, r->step->rank);
     for (int a = 0; a < r->x->shape.arrays; a++) {
         size_t bytes = r->x->shape.array[a].row_bytes;
         for (size_t j = 0; j < rows; j++)
@@ -105,19 +108,19 @@ static void take_own_rows(const struct receiving *r, size_t rows)
 /* Rows that are wanted elsewhere than in the region. */
 static void take_rows(const struct receiving *r, int rank, size_t rows)
 {
-    size_t first = exchange_row(&r->x->shape, rank, 0);
+    size_t from = exchange_row(&r->x->shape, rank, 0), to = exchange_first_row(r->x, rank);
     for (int a = 0; a < r->x->shape.arrays; a++) {
         const struct exchange_array *array = &r->x->shape.array[a];
-        size_t at = first * array->row_bytes;
+        size_t bytes = array->row_bytes;
         if (r->args->output[a])
-            remote_read(r->args->output[a] + at, r->base + array->offset + at, rows * array->row_bytes);
+            remote_read(r->args->output[a] + to * bytes, r->base + array->offset + from * bytes, rows * bytes);
     }
 }
 
 static bool take_sources(const struct receiving *r, int rank, size_t rows)
 {
-    size_t first = exchange_row(&r->x->shape, rank, 0);
-    const unsigned char *from = r->base + r->x->shape.row_token + first * sizeof(int32_t);
+    size_t first = exchange_first_row(r->x, rank);
+    const unsigned char *from = r->base + r->x->shape.row_token + exchange_row(&r->x->shape, rank, 0) * sizeof(int32_t);
     for (size_t j = 0; j < rows; j++) {
         int32_t token;
         remote_read(&token, from + j * sizeof(token), sizeof(token));
@@ -131,21 +134,38 @@ static bool take_sources(const struct receiving *r, int rank, size_t rows)
 /* Checked where the caller will use them; on failure outputs are unspecified. */
 static bool take_routes(const struct receiving *r, int rank, size_t rows)
 {
-    size_t topk = (size_t)r->x->shape.topk, first = exchange_row(&r->x->shape, rank, 0) * topk;
-    int32_t *slots = r->args->slots + first;
-    remote_read(slots, r->base + r->x->shape.row_slot + first * sizeof(int32_t), rows * topk * sizeof(int32_t));
-    remote_read(r->args->weights + first, r->base + r->x->shape.row_weight + first * sizeof(float),
+    size_t topk = (size_t)r->x->shape.topk;
+    size_t from = exchange_row(&r->x->shape, rank, 0) * topk, to = exchange_first_row(r->x, rank) * topk;
+    int32_t *slots = r->args->slots + to;
+    remote_read(slots, r->base + r->x->shape.row_slot + from * sizeof(int32_t), rows * topk * sizeof(int32_t));
+    remote_read(r->args->weights + to, r->base + r->x->shape.row_weight + from * sizeof(float),
                 rows * topk * sizeof(float));
-    if (r->args->pad_ids)
-        ids_fill(slots + rows * topk, ((size_t)r->x->shape.tokens - rows) * topk, r->args->invalid_id);
     return ids_below(slots, rows * topk, -1, r->x->shape.slots);
 }
 
-static bool receive_rank_major(const struct receiving *r)
+/* Rows past the count: behind each source's (rank-major), or behind all (flat). */
+static void pad_routes(const struct receiving *r, int rank)
+{
+    const struct exchange_shape *shape = &r->x->shape;
+    size_t topk = (size_t)shape->topk, used = exchange_first_row(r->x, rank) + (size_t)r->x->received.rows[rank];
+    size_t end = exchange_row(shape, rank + 1, 0);
+    if (!shape->flat || rank == shape->ranks - 1)
+        ids_fill(r->args->slots + used * topk, (end - used) * topk, r->args->invalid_id);
+}
+
+static void count_rows(const struct receiving *r, int rank)
+{
+    const struct received *in = &r->x->received;
+    r->args->counts[rank] = in->rows[rank];
+    if (r->args->ranges)
+        r->args->ranges[rank] = (int64_t)in->first[rank] << 32 | in->rows[rank];
+}
+
+static bool receive_by_rank(const struct receiving *r)
 {
     for (int rank = 0; rank < r->step->ranks; rank++) {
         size_t rows = (size_t)r->x->received.rows[rank];
-        r->args->counts[rank] = (int32_t)rows;
+        count_rows(r, rank);
         if (rank == r->step->rank && r->args->own)
             take_own_rows(r, rows);
         else
@@ -154,6 +174,8 @@ static bool receive_rank_major(const struct receiving *r)
             exchange_refuse(r->step, MUSTER_PHASE_DISPATCH, rank, 0);
             return false;
         }
+        if (r->args->pad_ids)
+            pad_routes(r, rank);
     }
     return true;
 }
@@ -195,11 +217,7 @@ static bool count_slots(const struct receiving *r, int rank)
 
 static bool accept_plans(const struct receiving *r)
 {
-    struct received *in = &r->x->received;
-    int32_t first = 0;
     for (int rank = 0; rank < r->step->ranks; rank++) {
-        in->first[rank] = first;
-        first += in->rows[rank];
         if (accept_plan(r, rank) && count_slots(r, rank))
             continue;
         exchange_refuse(r->step, MUSTER_PHASE_DISPATCH, rank, 0);
@@ -296,6 +314,6 @@ void dispatch_receive(void *exchange, const struct kernel_step *step, const stru
         return;
     if (args->loads)
         take_loads(&r);
-    if (x->shape.expert_major ? receive_expert_major(&r) : receive_rank_major(&r))
+    if (x->shape.expert_major ? receive_expert_major(&r) : receive_by_rank(&r))
         fault_here(FAULT_DISPATCH_DONE);
 }

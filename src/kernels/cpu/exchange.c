@@ -82,14 +82,14 @@ static void plan_destroy(struct send_plan *plan)
     free(plan->rank_mark);
 }
 
-/* With rank-major the caller has slots and weights; only the row counts are kept. */
+/* With rank-major and flat the caller has slots and weights; only the row counts are kept. */
 static bool received_create(struct received *in, const struct counts *n, bool expert_major)
 {
     in->rows = calloc(n->ranks, sizeof(*in->rows));
-    if (!expert_major)
-        return in->rows;
-    size_t rows = n->ranks * n->tokens;
     in->first = calloc(n->ranks, sizeof(*in->first));
+    if (!expert_major)
+        return in->rows && in->first;
+    size_t rows = n->ranks * n->tokens;
     in->token = calloc(rows, sizeof(*in->token));
     in->slot = calloc(rows * n->topk, sizeof(*in->slot));
     in->weight = calloc(rows * n->topk, sizeof(*in->weight));

@@ -32,7 +32,7 @@ struct send_plan {
 /* What came, in private copies: they are checked once, and what a peer stores later cannot undo the check (X9). */
 struct received {
     int32_t *rows; /* [R] rows from each rank; 0 for ranks that take no part */
-    int32_t *first; /* [R] expert-major: rows from all ranks before */
+    int32_t *first; /* [R] rows from all ranks before */
     int32_t *token; /* expert-major, below: [R * T], packed by `first` */
     int32_t *slot; /* [R * T][K] */
     float *weight; /* [R * T][K] */
@@ -67,6 +67,20 @@ static inline struct exchange_line *exchange_lines(const struct kernel_step *ste
 static inline size_t exchange_row(const struct exchange_shape *shape, int rank, int32_t j)
 {
     return (size_t)rank * (size_t)shape->tokens + (size_t)j;
+}
+
+/* Rank-major and flat: where the caller's arrays have the first row of a source. */
+static inline size_t exchange_first_row(const struct cpu_exchange *x, int rank)
+{
+    return x->shape.flat ? (size_t)x->received.first[rank] : exchange_row(&x->shape, rank, 0);
+}
+
+/* Rank-major and flat: the caller's result for row j of a source. */
+static inline const unsigned char *exchange_result(const struct cpu_exchange *x, const struct combine_send_args *args,
+                                                   int rank, int32_t j)
+{
+    size_t row = (size_t)j + (x->shape.flat ? exchange_first_row(x, rank) : 0);
+    return args->results.data + (size_t)rank * args->block_stride + row * args->results.stride;
 }
 
 /* Stores `count` rows one after the other: in one go if the input is compact. */

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * First half of combine: bring home what this rank's experts made of each row. Reduced: weighted and added up here, one
- * row per token. Exact: every expert's row. Rank-major: the caller has added up already. Blocks take rows in the order
- * in which they came: row 0 of every source, row 1 of every source, and so on.
+ * row per token. Exact: every expert's row. Rank-major and flat: the caller has added up already. Blocks take rows in the
+ * order in which they came: row 0 of every source, row 1 of every source, and so on.
  */
 #ifndef CUDA_COMBINE_SEND_CUH
 #define CUDA_COMBINE_SEND_CUH
@@ -30,10 +30,12 @@ expert_row(const struct cuda_launch &l, const struct combine_send_args &send, in
     return send.results.data + (size_t)slot * send.block_stride + row * send.results.stride;
 }
 
-/* Rank-major: the caller's row j for a source; in place if no tensor was given. */
+/* Rank-major and flat: the caller's row j for a source; in place if no tensor was given. */
 __device__ __forceinline__ const unsigned char *rank_row(const struct cuda_launch &l, const struct turn *turn,
                                                          const struct combine_send_args &send, int rank, int32_t j)
 {
+    if (l.shape.flat)
+        return send.results.data + (size_t)(l.own.rows_before[rank] + j) * send.results.stride;
     if (send.results.data)
         return send.results.data + (size_t)rank * send.block_stride + (size_t)j * send.results.stride;
     return region_at(turn, turn->rank, l.shape.results) + row_at(l.shape, rank, j) * l.shape.result_bytes;

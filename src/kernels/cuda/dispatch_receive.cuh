@@ -15,6 +15,7 @@ enum { RECEIVE_MAX_WARPS = OPERATIONS_MAX_THREADS / 32 };
 /* What a receiving block knows when the lines have come. In shared memory. */
 struct receiving {
     int32_t rows[MUSTER_MAX_RANKS]; /* from each rank */
+    int32_t before[MUSTER_MAX_RANKS + 1]; /* flat: from the ranks before each, and from all */
     int32_t most_rows; /* from any of them */
     int32_t *begin; /* [S][R + 1] expert-major: see first_row() */
 };
@@ -57,6 +58,18 @@ __device__ inline bool await_lines(const struct cuda_launch &l, const struct tur
         atomicMax(&r->most_rows, rows);
     }
     return __syncthreads_and(good);
+}
+
+/* Flat: a source's rows begin where those of the ranks before it end. A thread for each rank, and one for all. */
+__device__ inline void lay_out_sources(const struct turn *turn, struct receiving *r)
+{
+    for (int rank = threadIdx.x; rank <= turn->ranks; rank += blockDim.x) {
+        int32_t before = 0;
+        for (int i = 0; i < rank; i++)
+            before += r->rows[i];
+        r->before[rank] = before;
+    }
+    __syncthreads();
 }
 
 __device__ __forceinline__ const int32_t *slot_counts(const struct cuda_launch &l, const struct turn *turn, int rank)
@@ -148,6 +161,15 @@ __device__ inline void pad_slots(const struct cuda_launch &l, const struct dispa
     }
 }
 
+/* Flat: behind the last row of all. */
+__device__ inline void pad_end(const struct cuda_launch &l, const struct dispatch_receive_args &args,
+                               const struct receiving *r)
+{
+    size_t topk = (size_t)l.shape.topk, end = row_at(l.shape, l.shape.ranks, 0) * topk;
+    for (size_t i = (size_t)r->before[l.shape.ranks] * topk + threadIdx.x; i < end; i += blockDim.x)
+        args.slots[i] = args.invalid_id;
+}
+
 __device__ inline void pad_sources(const struct cuda_launch &l, const struct turn *turn,
                                    const struct dispatch_receive_args &args, const struct receiving *r)
 {
@@ -157,6 +179,19 @@ __device__ inline void pad_sources(const struct cuda_launch &l, const struct tur
         for (size_t i = 2 * ((size_t)s * rows + used) + threadIdx.x; i < 2 * ((size_t)s + 1) * rows; i += blockDim.x)
             args.source[i] = args.invalid_id;
     }
+}
+
+/* Flat: where each source's rows are. */
+__device__ inline void write_sources(const struct cuda_launch &l, const struct dispatch_receive_args &args,
+                                     const struct receiving *r)
+{
+    for (int rank = threadIdx.x; rank < l.shape.ranks; rank += blockDim.x) {
+        l.own.rows_before[rank] = r->before[rank];
+        if (args.ranges)
+            args.ranges[rank] = (int64_t)r->before[rank] << 32 | r->rows[rank];
+    }
+    if (args.pad_ids)
+        pad_end(l, args, r);
 }
 
 __device__ inline void write_summary(const struct cuda_launch &l, const struct turn *turn,
@@ -171,7 +206,9 @@ __device__ inline void write_summary(const struct cuda_launch &l, const struct t
         write_ranges(l, turn, args, r);
     if (args.loads)
         write_loads(l, turn, args.loads);
-    if (args.pad_ids && !l.shape.expert_major)
+    if (l.shape.flat)
+        write_sources(l, args, r);
+    else if (args.pad_ids && !l.shape.expert_major)
         pad_slots(l, args, r);
     if (args.pad_ids && l.shape.expert_major && args.source)
         pad_sources(l, turn, args, r);
@@ -290,19 +327,19 @@ __device__ inline void fan_out_row(const struct cuda_launch &l, const struct tur
         write_source(args.source, row, rank, in->token);
 }
 
-/* Rank-major: to the one row that it has in the output too. */
+/* Rank-major and flat: to the one row `row` of the output. */
 __device__ inline void take_row(const struct cuda_launch &l, const struct turn *turn,
-                                const struct dispatch_receive_args &args, int rank, const struct arrived_row *in,
-                                struct bulk_stage *stage)
+                                const struct dispatch_receive_args &args, int rank, size_t row,
+                                const struct arrived_row *in, struct bulk_stage *stage)
 {
     int lane = threadIdx.x & 31;
-    spread_arrays(l, turn, args, in, lane == 0, in->row, stage);
+    spread_arrays(l, turn, args, in, lane == 0, row, stage);
     if (lane < l.shape.topk) {
-        args.slots[in->row * (size_t)l.shape.topk + (size_t)lane] = in->slot;
-        args.weights[in->row * (size_t)l.shape.topk + (size_t)lane] = in->weight;
+        args.slots[row * (size_t)l.shape.topk + (size_t)lane] = in->slot;
+        args.weights[row * (size_t)l.shape.topk + (size_t)lane] = in->weight;
     }
     if (lane == 0 && args.source)
-        write_source(args.source, in->row, rank, in->token);
+        write_source(args.source, row, rank, in->token);
 }
 
 /* Rows 0 of all ranks, rows 1 of all ranks, and so on, handed to all receiving blocks in turn, then to their next warps. */
@@ -322,7 +359,7 @@ __device__ inline void receive_rows(const struct cuda_launch &l, const struct tu
         if (l.shape.expert_major)
             fan_out_row(l, turn, args, r, rank, &in, stage);
         else
-            take_row(l, turn, args, rank, &in, stage);
+            take_row(l, turn, args, rank, l.shape.flat ? (size_t)(r->before[rank] + j) : in.row, &in, stage);
     }
 }
 
@@ -344,6 +381,8 @@ __device__ inline void receive_block(const struct cuda_launch &l, const struct t
         return;
     if (l.shape.expert_major && !lay_out_slots(l, turn, &r))
         return;
+    if (l.shape.flat)
+        lay_out_sources(turn, &r);
     if (block == 0)
         write_summary(l, turn, args, &r);
     if (warp >= l.plan.receive_warps)

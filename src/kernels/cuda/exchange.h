@@ -33,6 +33,7 @@ static_assert(sizeof(struct cuda_exchange) <= EXCHANGE_STATE_BYTES, "the region 
 /* Arrays in this rank's region that are its alone: see exchange_shape. */
 struct cuda_arrays {
     int32_t *rows_from; /* [R] */
+    int32_t *rows_before; /* [R] */
     int32_t *slot_begin; /* [S][R] */
     uint64_t *token_ranks; /* [T][2] */
     int32_t *token_slots; /* [T][K] */
