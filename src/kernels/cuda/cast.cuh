@@ -42,6 +42,18 @@ __device__ __forceinline__ uint8_t number_to_e4m3(float value)
     return (uint8_t)((bits >> 24 & 0x80) | (code & 0x7f));
 }
 
+/* Two at once, the first in the lower byte. The instruction drops the sign of a NaN, which the CPU keeps. */
+__device__ __forceinline__ uint32_t numbers_to_e4m3(float first, float second)
+{
+#if __CUDA_ARCH__ >= 890
+    uint16_t codes;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(codes) : "f"(second), "f"(first));
+    return codes | (__float_as_uint(first) >> 24 & 0x80) | (__float_as_uint(second) >> 16 & 0x8000);
+#else
+    return number_to_e4m3(first) | (uint32_t)number_to_e4m3(second) << 8;
+#endif
+}
+
 /* The smallest power of two that is >= a positive normal number. */
 __device__ __forceinline__ float number_power_of_two_above(float value)
 {

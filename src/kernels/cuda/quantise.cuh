@@ -22,15 +22,47 @@ __device__ __forceinline__ float quantise_value(const unsigned char *row, enum e
     }
 }
 
+/* At a row's end, or where a caller's rows are not aligned. */
+static __device__ __noinline__ void quantise_load_slowly(const unsigned char *row, enum exchange_type type, int32_t at,
+                                                         int32_t hidden, float *value)
+{
+    for (int i = 0; i < QUANTISE_PIECE; i++)
+        value[i] = at + i < hidden ? quantise_value(row, type, at + i) : 0.0f;
+}
+
 /* Sixteen values of a row from `at`; fewer at its end, the rest is 0. */
 __device__ inline void quantise_load(const unsigned char *row, enum exchange_type type, int32_t at, int32_t hidden,
                                      float value[QUANTISE_PIECE])
 {
+    if (at + QUANTISE_PIECE > hidden || copy_width(copy_bits(row)) != 16) {
+        float slowly[QUANTISE_PIECE]; /* not `value`, which would then have to lie in memory in every case */
+        quantise_load_slowly(row, type, at, hidden, slowly);
 #pragma unroll
-    for (int i = 0; i < QUANTISE_PIECE; i++) {
-        value[i] = 0.0f;
-        if (at + i < hidden)
-            value[i] = quantise_value(row, type, at + i);
+        for (int i = 0; i < QUANTISE_PIECE; i++)
+            value[i] = slowly[i];
+        return;
+    }
+    if (type == EXCHANGE_FP32) {
+#pragma unroll
+        for (int i = 0; i < QUANTISE_PIECE / 4; i++) {
+            float4 four = *((const float4 *)((const float *)row + at) + i);
+            value[4 * i] = four.x;
+            value[4 * i + 1] = four.y;
+            value[4 * i + 2] = four.z;
+            value[4 * i + 3] = four.w;
+        }
+        return;
+    }
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        uint4 piece = *((const uint4 *)((const uint16_t *)row + at) + half);
+        const uint32_t word[4] = {piece.x, piece.y, piece.z, piece.w};
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            float2 both = type == EXCHANGE_FP16 ? numbers_from_fp16(word[i]) : numbers_from_bf16(word[i]);
+            value[8 * half + 2 * i] = both.x;
+            value[8 * half + 2 * i + 1] = both.y;
+        }
     }
 }
 
@@ -51,11 +83,8 @@ template <int VALUES = QUANTISE_PIECE> __device__ inline float quantise_scale(co
 /* The codes of four values, the first at the lowest address. */
 __device__ __forceinline__ uint32_t quantise_word(const float value[4], float scale)
 {
-    uint32_t word = 0;
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-        word |= (uint32_t)number_to_e4m3(__fdiv_rn(value[i], scale)) << (i * 8);
-    return word;
+    return numbers_to_e4m3(__fdiv_rn(value[0], scale), __fdiv_rn(value[1], scale)) |
+           numbers_to_e4m3(__fdiv_rn(value[2], scale), __fdiv_rn(value[3], scale)) << 16;
 }
 
 __device__ inline uint4 quantise_codes(const float value[QUANTISE_PIECE], float scale)
