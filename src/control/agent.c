@@ -443,17 +443,13 @@ static bool agent_device_is_behind(muster_group *g, uint32_t epoch)
 }
 
 /* A failure that the device has recorded, once: what step_report() is for steps that run on the caller's thread. */
-static void agent_take_device_failure(muster_group *g)
+static void agent_take_device_failure(muster_group *g, const struct device_report *report)
 {
-    struct device_report report;
-    if (!g->device)
+    if (report->failure == g->device_failure)
         return;
-    g->device_ops->report(g->device, &report);
-    if (report.failure == g->device_failure)
-        return;
-    g->device_failure = report.failure;
-    muster_reason reason = failure_reason(report.failure);
-    uint32_t epoch = failure_epoch(report.failure);
+    g->device_failure = report->failure;
+    muster_reason reason = failure_reason(report->failure);
+    uint32_t epoch = failure_epoch(report->failure);
     if (reason == MUSTER_REASON_NONE || reason == MUSTER_REASON_EPOCH || reason == MUSTER_REASON_NOT_READY)
         return;
     group_epoch_failed(g, epoch);
@@ -462,8 +458,27 @@ static void agent_take_device_failure(muster_group *g)
         return;
     }
     g->overdue_epoch = epoch;
-    g->overdue = report.overdue;
-    agent_event(g, (struct member_event){.type = MEMBER_OVERDUE, .epoch = epoch, .mask = report.overdue});
+    g->overdue = report->overdue;
+    agent_event(g, (struct member_event){.type = MEMBER_OVERDUE, .epoch = epoch, .mask = report->overdue});
+}
+
+/* X13, once for each epoch: what group_epoch_used_up() is for steps that run on the caller's thread. */
+static void agent_take_device_numbers(muster_group *g, const struct device_report *report)
+{
+    if (report->used_up_epoch == g->device_used_up)
+        return;
+    g->device_used_up = report->used_up_epoch;
+    agent_event(g, (struct member_event){.type = MEMBER_FAILED, .epoch = report->used_up_epoch});
+}
+
+static void agent_look_at_device(muster_group *g)
+{
+    struct device_report report;
+    if (!g->device)
+        return;
+    g->device_ops->report(g->device, &report);
+    agent_take_device_failure(g, &report);
+    agent_take_device_numbers(g, &report);
 }
 
 /*
@@ -546,7 +561,7 @@ static void *agent_main(void *argument)
         }
         if (!g->stopped && member_next_ns(&g->member) <= clock_ns())
             agent_event(g, (struct member_event){.type = MEMBER_TICK});
-        agent_take_device_failure(g);
+        agent_look_at_device(g);
         agent_check_quiesced(g);
         agent_check_ready(g);
         agent_check_open(g);

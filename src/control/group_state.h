@@ -102,6 +102,7 @@ struct muster_group {
     uint32_t overdue_epoch; /* of the last timeout here: what this rank waited for, should it be accused itself */
     muster_mask overdue;
     uint64_t device_failure; /* the last one that was taken from the device's report */
+    uint32_t device_used_up; /* likewise the epoch whose numbers ran short */
     uint32_t presence[MUSTER_MAX_RANKS]; /* incarnation of the presence last seen */
     bool stopped;
 
