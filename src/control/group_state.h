@@ -96,6 +96,7 @@ struct muster_group {
     struct group_mapping prepared[MUSTER_MAX_RANKS]; /* newcomers of the view being prepared */
     struct view raising; /* the prepare that is not acknowledged yet */
     uint32_t opening; /* with a device: the epoch that it was told to open, and has not yet; 0: none */
+    bool leaving; /* muster_group_leave() was called, and a device may still be at work */
     uint32_t ready_sent;
     uint64_t swap_id;
     struct view swap_view;

@@ -171,6 +171,52 @@ static void promise_5_queued_kernels_touch_no_unmapped_memory(void **state)
     run_each(queue_and_lose_a_rank, 1);
 }
 
+/*
+ * The same for the rank that leaves: its kernels, which wait for a peer that does not come, are called off before the
+ * peers' memory is unmapped.
+ */
+static void leave_with_kernels_at_work(struct cluster_rank *self, muster_ep *ep)
+{
+    const struct worlds *w = self->context;
+    struct party *p = party_open(w->all, self->rank);
+    expect_status(muster_step_begin(self->group, backend_stream()), MUSTER_OK, "step_begin");
+    enqueue_exchange(self, p, ep);
+    if (w->how == 0)
+        cluster_sleep_ms(OPERATION_MS / 4); /* they wait by now; otherwise they may not have begun */
+    uint64_t start_ns = clock_ns();
+    muster_ep_destroy(ep);
+    expect_status(muster_group_leave(self->group), MUSTER_OK, "muster_group_leave");
+    int ms = (int)((clock_ns() - start_ns) / 1000000);
+    expect(ms < OPERATION_MS + SLACK_MS, "leaving took %d ms", ms);
+    expect_device_well("after leaving with kernels at work");
+    party_close(p);
+    cluster_part(self);
+    expect_device_well("after the group's end");
+}
+
+static void leave_early(struct cluster_rank *self)
+{
+    const struct worlds *w = self->context;
+    muster_ep *ep = rounds_create(self, &c);
+    uint32_t epoch = cluster_await_view(self, RANKS, 0).epoch;
+    rounds_exchange(self, ep, w->all);
+    cluster_barrier(self);
+    if (self->rank == VICTIM) {
+        leave_with_kernels_at_work(self, ep);
+        return;
+    }
+    cluster_await_view(self, RANKS - 1, epoch);
+    rounds_exchange(self, ep, w->without);
+    expect_device_well("after a peer has left");
+    muster_ep_destroy(ep);
+}
+
+static void promise_5_a_rank_may_leave_with_kernels_at_work(void **state)
+{
+    (void)state;
+    run_each(leave_early, 2);
+}
+
 /* ---- promise 6: a waiting kernel never traps; it records why it gave up once, and returns ---- */
 
 /* Each of the three ways in which a wait ends without what it waits for. */
@@ -257,6 +303,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(promise_5_no_device_error_because_a_peer_died),
         cmocka_unit_test(promise_5_queued_kernels_touch_no_unmapped_memory),
+        cmocka_unit_test(promise_5_a_rank_may_leave_with_kernels_at_work),
         cmocka_unit_test(promise_6_a_waiting_kernel_never_traps),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
