@@ -28,6 +28,9 @@ static const struct exchange_case rank_major = {.name = "captured, in place",
                                                 .layout = MUSTER_EP_RANK_MAJOR,
                                                 .combine = MUSTER_EP_REDUCED};
 
+static const struct exchange_case too_many_slots = {
+    .name = "slots", .hidden = 8, .max_tokens = 1, .slots = MAX_SLOTS + 1, .topk = 1};
+
 struct worlds {
     const struct exchange_case *c;
     struct world *all, *without;
@@ -211,10 +214,8 @@ static void one_rank_on_the_default_stream(void **state)
 
 static void refuse_slots(struct cluster_rank *self)
 {
-    struct exchange_case large = {.name = "slots", .hidden = 8, .max_tokens = 1, .slots = MAX_SLOTS, .topk = 1};
-    muster_ep_config config = case_config(&large);
+    muster_ep_config config = case_config(&too_many_slots);
     muster_ep *ep = NULL;
-    config.slots_per_rank = MAX_SLOTS + 1;
     expect_status(muster_ep_create(self->group, &config, &ep), MUSTER_ERR_UNSUPPORTED, "too many slots");
     expect(strstr(muster_last_error(), "slots_per_rank") && strstr(muster_last_error(), "16384") && !ep,
            "the error does not say why: %s", muster_last_error());
@@ -223,8 +224,7 @@ static void refuse_slots(struct cluster_rank *self)
 static void one_rank_refuses_too_many_slots(void **state)
 {
     (void)state;
-    struct exchange_case large = {.name = "slots", .hidden = 8, .max_tokens = 1, .slots = MAX_SLOTS + 1, .topk = 1};
-    struct cluster_options options = {.ranks = 1, .memory_bytes = rounds_memory_bytes(&large, 1, 1)};
+    struct cluster_options options = {.ranks = 1, .memory_bytes = rounds_memory_bytes(&too_many_slots, 1, 1)};
     assert_true(cluster_run(&options, refuse_slots, NULL));
 }
 

@@ -223,7 +223,7 @@ static void promise_5_a_rank_may_leave_with_kernels_at_work(void **state)
 enum exit_way { EXIT_DEADLINE, EXIT_EPOCH, EXIT_REFUSED, EXITS };
 
 /* VICTIM is in the step, and does not send its part. */
-static void keep_waiting(struct cluster_rank *self, muster_ep *ep, enum exit_way way)
+static void keep_waiting(struct cluster_rank *self, muster_ep *ep, enum exit_way way, uint32_t epoch)
 {
     expect_status(muster_step_begin(self->group, backend_stream()), MUSTER_OK, "step_begin");
     backend_wait();
@@ -242,6 +242,7 @@ static void keep_waiting(struct cluster_rank *self, muster_ep *ep, enum exit_way
         cluster_die(self);
     }
     if (way == EXIT_EPOCH) {
+        cluster_await_end(self, epoch);
         expect_status(muster_step_end(self->group, backend_stream()), MUSTER_OK, "step_end");
         expect(cluster_verdict(self).status != MUSTER_OK, "the aborted step is good");
     }
@@ -283,7 +284,7 @@ static void wait_in_vain(struct cluster_rank *self)
     rounds_exchange(self, ep, w->all);
     cluster_barrier(self);
     if (self->rank == VICTIM)
-        keep_waiting(self, ep, way);
+        keep_waiting(self, ep, way, epoch);
     else
         give_up(self, ep, way, epoch);
     cluster_await_view(self, way == EXIT_DEADLINE ? RANKS - 1 : RANKS, epoch);
