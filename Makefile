@@ -7,7 +7,7 @@ CMAKE_FLAGS ?=
 FUZZ_SECONDS ?= 30
 SEED ?= 1
 
-.PHONY: all build demo test test-asan test-tsan sim fuzz mutants bench lint format install clean
+.PHONY: all build demo test test-asan test-tsan test-gpu sanitize-gpu sim fuzz mutants bench bench-gpu lint format install clean
 all: build
 
 build:
@@ -38,6 +38,14 @@ test-tsan:
 	@cmake --build build-tsan -j $(JOBS) -- --no-print-directory
 	ctest --test-dir build-tsan --output-on-failure -L threads
 
+# On a machine with GPUs and nvcc; ranks share a GPU where there are fewer. Says what was skipped, and why.
+test-gpu: build
+	scripts/test_gpu.sh build
+
+# memcheck, synccheck and racecheck of compute-sanitizer, which comes with nvcc.
+sanitize-gpu: build
+	scripts/sanitize_gpu.sh build
+
 # Replays one schedule of the membership simulator: make sim SEED=170
 sim: build
 	build/tests/muster_sim --seed $(SEED) --verbose
@@ -57,6 +65,10 @@ bench:
 	@scripts/setup.sh bench
 	@$(MAKE) --no-print-directory build
 	scripts/bench.sh build
+
+# Dispatch and combine on GPUs, then a campaign of faults.
+bench-gpu: build
+	scripts/bench_gpu.sh build
 
 lint:
 	@scripts/setup.sh lint

@@ -18,7 +18,15 @@ extern "C" {
 #define MUSTER_EP_MAX_PAYLOADS 7
 #define MUSTER_EP_FP8_GROUP 128
 
-/* An exchange: dispatch and combine over one set of buffers. One thread at a time, one outstanding pair. */
+/*
+ * An exchange: dispatch and combine over one set of buffers. One thread at a time, one outstanding pair.
+ *
+ * With a device (see group.h) dispatch, combine, their halves and muster_ep_set_mask() only enqueue, and may be
+ * captured in a graph. When the call is made: handles, sizes, shapes, types, devices, strides, overlaps, the order of
+ * calls. When the stream comes to it: every value in device memory, and everything about peers; of that the step's
+ * verdict tells. Tensors are then borrowed until the stream has passed the operation, or for the life of the graph;
+ * their structs for the call only.
+ */
 typedef struct muster_ep muster_ep;
 
 /* How received rows lie. R = ranks, S = slots_per_rank, T = max_tokens, K = topk. */
@@ -93,9 +101,10 @@ typedef struct muster_ep_config {
     }
 
 /*
- * What dispatch is given and where it puts what arrived. `n` = tokens of this rank (0..max_tokens), the first
- * dimension of every input. Optional pointers may be NULL. Outputs are contiguous, do not overlap anything, and past
- * the counts they are untouched, unless pad_ids is set.
+ * What dispatch is given and where it puts what arrived. `n` = tokens of this rank (0..max_tokens), the first dimension
+ * of every input. Optional pointers may be NULL. Outputs are contiguous, do not overlap anything, and past the counts
+ * they are untouched, unless pad_ids is set. With a CUDA group all tensors lie on the group's device; managed memory is
+ * refused. A graph freezes n: routes of -1 pad it.
  */
 typedef struct muster_ep_dispatch_args {
     size_t size;
@@ -130,7 +139,8 @@ typedef struct muster_ep_dispatch_args {
 
     /*
      * Masked mode: how many routes of this rank were dropped because their rank is inactive; may be NULL. With a CUDA
-     * group this is memory that the device can write (pinned or its own), and is written in stream order.
+     * group this is memory that the device can write (pinned or its own), which is not checked, and it is written in
+     * stream order by the send half, in void steps perhaps not.
      */
     int32_t *dropped_routes;
 } muster_ep_dispatch_args;
@@ -165,41 +175,56 @@ MUSTER_API muster_status muster_ep_memory_bytes(const muster_ep_config *config, 
 /*
  * Creates an exchange. Collective: blocks until the configurations of all members were compared, at most
  * start_timeout_us. No step may be open. On failure *ep is untouched.
- * Errors: ARGUMENT, MISMATCH, MEMORY (names the bytes that are missing), ORDER, TIMEOUT, the group's sticky error.
+ * CUDA: takes its part of the group's memory and nothing else of the device, and waits for no kernel; not during
+ * capture. A GPU takes at most 16384 slots of all ranks together.
+ * Errors: ARGUMENT, UNSUPPORTED (CUDA: too many slots), MISMATCH, MEMORY (names the bytes that are missing), ORDER,
+ * TIMEOUT, the group's sticky error.
  */
 MUSTER_API muster_status muster_ep_create(muster_group *group, const muster_ep_config *config, muster_ep **ep);
 
-/* Frees the exchange. Local, does not block. Its symmetric memory stays with the group. NULL is allowed. */
+/*
+ * Frees the exchange. Local, does not block. Its symmetric memory stays with the group, so kernels that are still
+ * enqueued do no harm; graphs of it are not launched any more. NULL is allowed.
+ */
 MUSTER_API void muster_ep_destroy(muster_ep *ep);
 
 /*
  * Masked mode: from the next dispatch on only ranks in `mask` take part. `mask` is a subset of the view, holds this
  * rank, is the same on all ranks and within an epoch only shrinks. Nobody waits for a rank that is left out: one that
- * still works on its last combine may find its step void (MUSTER_REASON_LEFT_OUT). Does not block.
+ * still works on its last combine may find its step void (MUSTER_REASON_LEFT_OUT; not on CUDA, where results are pushed
+ * to it). Does not block.
+ * CUDA: enqueued, between pairs. Whether the mask fits the view is known on the device: one that does not voids the
+ * next step, whose verdict has MUSTER_REASON_VALUE. A mask holds until the epoch ends.
  * Errors: ARGUMENT, ORDER.
  */
 MUSTER_API muster_status muster_ep_set_mask(muster_ep *ep, muster_mask mask, void *stream);
 
 /*
  * Sends this rank's tokens and receives those that route here. Blocks (CPU) until every active rank's rows have come,
- * at most operation_timeout_us, or step_timeout_us for ranks that have not begun the step. Opens a step of its own
- * when none is open; the matching combine closes it.
+ * at most operation_timeout_us, or step_timeout_us for ranks that have not begun the step. Opens a step of its own when
+ * none is open; the matching combine closes it.
  * Errors: ARGUMENT: nothing was touched; if a value inside topk_slots is at fault, the step is void as well and its
  * verdict names token and k. ORDER: a dispatch is outstanding. VOID, TIMEOUT, PEER: the step is void, the outputs are
  * unspecified.
+ * CUDA: enqueued; outputs may be used behind it on the stream. ARGUMENT (not for values), ORDER and SYSTEM (CUDA
+ * refused the launch) alone are the call's; all else is the verdict's, and a bad value has sent no line, so no peer
+ * uses a row of it. Then, or when a peer does not come, what follows in the step does nothing: kernels of the caller's
+ * that read the outputs must stand any bytes there, counts too.
  */
 MUSTER_API muster_status muster_ep_dispatch(muster_ep *ep, const muster_ep_dispatch_args *args, void *stream);
 
 /*
  * The two halves of dispatch, to compute in between. Send does not wait for peers and borrows the inputs only for the
- * call; receive is given the outputs of the same args struct (its inputs are ignored), and waits.
+ * call (CUDA: until the stream has passed it); receive is given the outputs of the same args struct (its inputs are
+ * ignored), and waits. CUDA: a kernel each; the second on another stream only behind an event of the first.
  */
 MUSTER_API muster_status muster_ep_dispatch_send(muster_ep *ep, const muster_ep_dispatch_args *args, void *stream);
 MUSTER_API muster_status muster_ep_dispatch_receive(muster_ep *ep, const muster_ep_dispatch_args *args, void *stream);
 
 /*
- * Rank-major: the received hidden rows [R, T, H] where they lie in symmetric memory, without a copy. Valid from dispatch
- * to the matching combine (send half). `tensor` points at storage inside the exchange. Errors: ARGUMENT (layout).
+ * Rank-major: the received hidden rows [R, T, H] where they lie in symmetric memory, without a copy. Valid from
+ * dispatch to the matching combine (send half). `tensor` points at storage inside the exchange, which is the same for
+ * its whole life; on CUDA "from ... to" is the order of the stream. Errors: ARGUMENT (layout).
  */
 MUSTER_API muster_status muster_ep_received(muster_ep *ep, muster_tensor *tensor);
 
@@ -213,10 +238,12 @@ MUSTER_API muster_status muster_ep_results(muster_ep *ep, muster_tensor *tensor)
 /*
  * Sends the results home and sums what comes for this rank's tokens. Blocks like dispatch. Errors: like dispatch;
  * ORDER if no dispatch is outstanding.
+ * CUDA: enqueued like dispatch; `out` may be used behind it, and counts when the verdict is good. Closes the step that
+ * dispatch opened. It is called in void steps too: the calls cannot know.
  */
 MUSTER_API muster_status muster_ep_combine(muster_ep *ep, const muster_ep_combine_args *args, void *stream);
 
-/* The two halves of combine: send borrows `results`, receive fills `out`. */
+/* The two halves of combine: send borrows `results` (CUDA: until the stream has passed it), receive fills `out`. */
 MUSTER_API muster_status muster_ep_combine_send(muster_ep *ep, const muster_ep_combine_args *args, void *stream);
 MUSTER_API muster_status muster_ep_combine_receive(muster_ep *ep, const muster_ep_combine_args *args, void *stream);
 

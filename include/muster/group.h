@@ -61,11 +61,14 @@ typedef struct muster_verdict {
     int32_t peer; /* the rank that was waited for, or -1 */
     uint32_t epoch;
     muster_mask mask;
-    int32_t token; /* with MUSTER_REASON_VALUE: which entry of topk_slots, otherwise -1 */
+    int32_t token; /* MUSTER_REASON_VALUE, peer -1: which entry of topk_slots, or -1 if it was a mask; otherwise -1 */
     int32_t k;
 } muster_verdict;
 
-/* What the watchdog sees when an operation lasts too long. It reports; it never changes who is a member. */
+/*
+ * What the watchdog sees when an operation lasts too long. It reports; it never changes who is a member. On the CPU
+ * backend alone: it does not look into a device, where the verdict names the peer.
+ */
 typedef struct muster_wait_report {
     const char *operation; /* "ep" */
     muster_phase phase;
@@ -102,7 +105,10 @@ typedef struct muster_group_config {
      */
     int32_t manual_ready;
     int32_t device; /* CUDA: device of this process; -1: the rank modulo their number */
-    /* (same) CUDA: 1 takes kernels without any check; promises 1 to 6 are then off. */
+    /*
+     * (same) CUDA: 1 takes kernels without any check: they wait for ever, and are not called back when a view changes.
+     * Promises 1 to 6 are then off. The CPU backend refuses it.
+     */
     int32_t no_fault_tolerance;
     void (*on_view)(void *context, const muster_view *view); /* a view was installed; may be NULL */
     void (*on_wait)(void *context, const muster_wait_report *report); /* an operation is overdue; may be NULL */
@@ -115,19 +121,45 @@ typedef struct muster_group_config {
     }
 
 /*
+ * Groups with a device (MUSTER_BACKEND_CUDA).
+ *
+ * Streams. `stream` is a cudaStream_t of the group's device, which is the current device of the calling thread; NULL is
+ * CUDA's default stream. A call that takes one enqueues and returns. Operations of a group are enqueued on one stream,
+ * or on streams that the caller orders by events: those of a step run in the order begin, operations, end.
+ *
+ * Who decides. Whether a step may begin, for which epoch and mask, and how it ended, is decided on the device when the
+ * stream comes to it. So calls find wrong arguments and calls out of order, and what a kernel finds (a bad id, a peer
+ * that does not come, an epoch that has ended) is told by the verdict alone. A caller goes through the same calls in
+ * either case: in a void step operations do nothing, and a pair that was begun still has to be ended.
+ *
+ * Graphs. Calls that take a stream may be captured; other calls of this thread are made outside of capture. Every rank
+ * captures the same operations in the same order, between whole pairs and steps. Token counts and addresses are frozen,
+ * and nothing of a view is: a graph goes on to be right after a view change. Each launch runs the steps that were
+ * captured, each with a number and a verdict of its own. The group and its exchanges outlive their graphs.
+ *
+ * Memory is taken from the device by muster_group_create() alone, and given back by muster_group_destroy().
+ */
+
+/*
  * Joins or founds the group. Blocks until a view with this rank in it is ready, at most start_timeout_us (the error
  * then names the ranks that are missing). One thread. On failure *group is untouched.
- * Errors: ARGUMENT, MISMATCH, STORE, TIMEOUT, MEMORY, SYSTEM.
+ * CUDA: also opens the device, loads every kernel, and takes all memory that the group will ever need there; that may
+ * wait for whatever the device is doing.
+ * Errors: ARGUMENT, UNSUPPORTED (there is no such backend, device or driver), MISMATCH, STORE, TIMEOUT, MEMORY, SYSTEM.
  */
 MUSTER_API muster_status muster_group_create(const muster_group_config *config, muster_group **group);
 
 /*
  * Leaves in good order: the others go on without this rank and count no fault. Waits for this rank's own kernels and
  * for nobody else; bounded by operation_timeout_us. Afterwards only muster_group_destroy may be called.
+ * CUDA: steps that the stream has not ended yet are called off, and void: to have them, wait for the stream first.
  */
 MUSTER_API muster_status muster_group_leave(muster_group *group);
 
-/* Leaves, if that was not done, and frees everything. NULL is allowed. */
+/*
+ * Leaves, if that was not done, and frees everything. NULL is allowed. CUDA: waits until the device has nothing more to
+ * do, of the caller's work either.
+ */
 MUSTER_API void muster_group_destroy(muster_group *group);
 
 /* This rank's number. Any thread. */
@@ -148,23 +180,35 @@ MUSTER_API muster_status muster_group_wait_ready(muster_group *group, uint64_t t
  */
 MUSTER_API muster_status muster_group_ready(muster_group *group, uint32_t epoch);
 
-/* Ends the current epoch: running steps of all ranks become void and a same-mask epoch follows. Any thread. */
+/*
+ * Ends the current epoch: running steps of all ranks become void and a same-mask epoch follows. Any thread. It is not
+ * in the order of any stream: kernels that wait are called back.
+ */
 MUSTER_API muster_status muster_group_abort(muster_group *group);
 
 /*
  * Opens a step on this rank. A step is good or void as a whole. Every active rank opens the same steps in the same
- * order. Does not block. `stream` must be NULL on the CPU backend.
- * Where no step can be good now (a view is being agreed, an unread verdict) the step opens void and says so in its
- * verdict; use muster_group_wait_ready() to wait instead. Errors: ORDER (a step is open), the group's sticky error.
+ * order. Does not block. `stream` must be NULL on the CPU backend. Where no step can be good now (a view is being
+ * agreed, an unread verdict) the step opens void and says so in its verdict; use muster_group_wait_ready() to wait
+ * instead.
+ * CUDA: enqueued; the step takes the view that is in force when the stream comes to it. After an unread void verdict
+ * the reason is that verdict's. Errors: ORDER (a step is open), the group's sticky error.
  */
 MUSTER_API muster_status muster_step_begin(muster_group *group, void *stream);
 
-/* Closes the step and queues its verdict. Does not block. Errors: ORDER (no step is open; an exchange is half done). */
+/*
+ * Closes the step and queues its verdict. Does not block. CUDA: enqueued; the verdict is there when the stream has come
+ * to it, and covers all that was enqueued before. Errors: ORDER (no step is open; an exchange is half done: on CUDA
+ * also in a void step).
+ */
 MUSTER_API muster_status muster_step_end(muster_group *group, void *stream);
 
 /*
- * Takes the oldest verdict from the queue (64 deep; step_begin fails with ORDER when it is full). Does not block on the
- * CPU backend. Reading the verdict of a void step is what lets this rank take part in the next epoch.
+ * Takes the oldest verdict from the queue (64 deep; step_begin fails with ORDER when it is full). Does not block.
+ * Reading the verdict of a void step is what lets this rank take part in the next epoch.
+ * CUDA: AGAIN until the stream has come to the step's end; whoever must know waits for the stream, or for an event
+ * behind the step, first. The device keeps 1024 verdicts and overwrites the oldest: a reader that falls further behind
+ * misses some, and sees that by their numbers.
  * Errors: AGAIN (none is queued).
  */
 MUSTER_API muster_status muster_step_verdict(muster_group *group, muster_verdict *verdict);

@@ -41,6 +41,10 @@ typedef struct muster_device {
  * An array, borrowed for the duration of a call. The layout is DLPack's DLTensor, so a DLTensor pointer can be cast.
  * `strides` counts elements and may be NULL for a compact row-major array; rows must be compact (last stride 1) and
  * outputs must be compact altogether. `byte_offset` is added to `data`.
+ *
+ * With a CUDA group `device` is {MUSTER_DEVICE_CUDA, the group's device}, and is taken at its word. The struct is read
+ * by the call; the array is borrowed until the stream has passed the operation, or for the life of a graph that was
+ * captured.
  */
 typedef struct muster_tensor {
     void *data;

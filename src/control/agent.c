@@ -378,10 +378,22 @@ static bool agent_take_store_event(muster_group *g)
 
 /* ---- What the caller says ---- */
 
-static void agent_leave(muster_group *g)
+/* A device is called back first: what the caller has enqueued there may still be at work in peers' memory. */
+static void agent_begin_to_leave(muster_group *g)
 {
+    g->leaving = true;
     atomic_store(&g->begun, 0);
-    for (int r = 0; r < g->config.ranks; r++) { /* the caller's thread is inside leave(): nothing executes */
+    if (g->device)
+        g->device_ops->epoch_raise(g->device, STAMP_MAX_EPOCH + 1);
+}
+
+/* Nothing executes: the caller's thread is inside leave(), and a device is quiet. */
+static void agent_check_leaving(muster_group *g)
+{
+    if (!g->leaving || (g->device && !g->device_ops->epoch_quiet(g->device, STAMP_MAX_EPOCH + 1)))
+        return;
+    g->leaving = false;
+    for (int r = 0; r < g->config.ranks; r++) {
         agent_unmap(g, &g->prepared[r]);
         if (r != g->config.rank)
             agent_unmap(g, &g->mapping[r]);
@@ -410,7 +422,7 @@ static bool agent_take_mail(muster_group *g)
     if (mail.failed_epoch)
         agent_event(g, (struct member_event){.type = MEMBER_FAILED, .epoch = mail.failed_epoch});
     if (mail.leave)
-        agent_leave(g);
+        agent_begin_to_leave(g);
     return !mail.quit;
 }
 
@@ -443,17 +455,13 @@ static bool agent_device_is_behind(muster_group *g, uint32_t epoch)
 }
 
 /* A failure that the device has recorded, once: what step_report() is for steps that run on the caller's thread. */
-static void agent_take_device_failure(muster_group *g)
+static void agent_take_device_failure(muster_group *g, const struct device_report *report)
 {
-    struct device_report report;
-    if (!g->device)
+    if (report->failure == g->device_failure)
         return;
-    g->device_ops->report(g->device, &report);
-    if (report.failure == g->device_failure)
-        return;
-    g->device_failure = report.failure;
-    muster_reason reason = failure_reason(report.failure);
-    uint32_t epoch = failure_epoch(report.failure);
+    g->device_failure = report->failure;
+    muster_reason reason = failure_reason(report->failure);
+    uint32_t epoch = failure_epoch(report->failure);
     if (reason == MUSTER_REASON_NONE || reason == MUSTER_REASON_EPOCH || reason == MUSTER_REASON_NOT_READY)
         return;
     group_epoch_failed(g, epoch);
@@ -462,8 +470,27 @@ static void agent_take_device_failure(muster_group *g)
         return;
     }
     g->overdue_epoch = epoch;
-    g->overdue = report.overdue;
-    agent_event(g, (struct member_event){.type = MEMBER_OVERDUE, .epoch = epoch, .mask = report.overdue});
+    g->overdue = report->overdue;
+    agent_event(g, (struct member_event){.type = MEMBER_OVERDUE, .epoch = epoch, .mask = report->overdue});
+}
+
+/* X13, once for each epoch: what group_epoch_used_up() is for steps that run on the caller's thread. */
+static void agent_take_device_numbers(muster_group *g, const struct device_report *report)
+{
+    if (report->used_up_epoch == g->device_used_up)
+        return;
+    g->device_used_up = report->used_up_epoch;
+    agent_event(g, (struct member_event){.type = MEMBER_FAILED, .epoch = report->used_up_epoch});
+}
+
+static void agent_look_at_device(muster_group *g)
+{
+    struct device_report report;
+    if (!g->device)
+        return;
+    g->device_ops->report(g->device, &report);
+    agent_take_device_failure(g, &report);
+    agent_take_device_numbers(g, &report);
 }
 
 /*
@@ -512,7 +539,7 @@ static uint64_t agent_idle_ns(const muster_group *g)
 {
     if (!g->device)
         return AGENT_IDLE_NS;
-    return g->raising.epoch || g->opening ? AGENT_DEVICE_BUSY_NS : AGENT_DEVICE_IDLE_NS;
+    return g->raising.epoch || g->opening || g->leaving ? AGENT_DEVICE_BUSY_NS : AGENT_DEVICE_IDLE_NS;
 }
 
 static void agent_sleep(muster_group *g, uint64_t watch_ns)
@@ -540,18 +567,21 @@ static void *agent_main(void *argument)
 {
     muster_group *g = argument;
     uint64_t watch_ns = 0;
+    bool more;
     do {
         agent_sleep(g, watch_ns);
         while (!g->stopped && agent_take_store_event(g)) {
         }
         if (!g->stopped && member_next_ns(&g->member) <= clock_ns())
             agent_event(g, (struct member_event){.type = MEMBER_TICK});
-        agent_take_device_failure(g);
+        agent_look_at_device(g);
         agent_check_quiesced(g);
         agent_check_ready(g);
         agent_check_open(g);
         watch_ns = agent_watch(g);
-    } while (agent_take_mail(g));
+        more = agent_take_mail(g);
+        agent_check_leaving(g);
+    } while (more);
     return NULL;
 }
 

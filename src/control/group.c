@@ -465,6 +465,21 @@ static void group_write_trace(const muster_group *g)
     fclose(out);
 }
 
+/*
+ * Kernels that the group's end has called back may still be on their way out of peers' memory. Bounded: if something else
+ * keeps the device busy, closing it waits for that.
+ */
+static void group_await_quiet(muster_group *g)
+{
+    const uint32_t never = STAMP_MAX_EPOCH + 1;
+    uint64_t end_ns = clock_ns() + g->config.operation_timeout_us * GROUP_NS_PER_US;
+    if (!g->device)
+        return;
+    g->device_ops->epoch_raise(g->device, never);
+    while (!g->device_ops->epoch_quiet(g->device, never) && clock_ns() < end_ns)
+        usleep(50);
+}
+
 void muster_group_destroy(muster_group *g)
 {
     if (!g || group_is_forked(g))
@@ -478,6 +493,7 @@ void muster_group_destroy(muster_group *g)
     if (!g->left)
         g->store->ops->leave(g->store); /* a rank whose group has ended leaves too: its exit is no fault */
     g->store->ops->close(g->store);
+    group_await_quiet(g);
     group_unmap_peers(g);
     group_memory_close(g);
     group_free(g);

@@ -96,12 +96,14 @@ struct muster_group {
     struct group_mapping prepared[MUSTER_MAX_RANKS]; /* newcomers of the view being prepared */
     struct view raising; /* the prepare that is not acknowledged yet */
     uint32_t opening; /* with a device: the epoch that it was told to open, and has not yet; 0: none */
+    bool leaving; /* muster_group_leave() was called, and a device may still be at work */
     uint32_t ready_sent;
     uint64_t swap_id;
     struct view swap_view;
     uint32_t overdue_epoch; /* of the last timeout here: what this rank waited for, should it be accused itself */
     muster_mask overdue;
     uint64_t device_failure; /* the last one that was taken from the device's report */
+    uint32_t device_used_up; /* likewise the epoch whose numbers ran short */
     uint32_t presence[MUSTER_MAX_RANKS]; /* incarnation of the presence last seen */
     bool stopped;
 

@@ -148,7 +148,7 @@ static void step_queue_verdict(muster_group *g, uint64_t failure)
 {
     const struct kernel_step *step = &g->step.kernel;
     uint64_t detail = atomic_load(&g->control.failure_detail);
-    bool value = failure_reason(failure) == MUSTER_REASON_VALUE;
+    bool entry = failure_names_entry(failure);
     muster_verdict *v = &g->verdict[(g->verdict_first + g->verdict_count++) % GROUP_VERDICTS];
     *v = (muster_verdict){
         .step = g->step.total,
@@ -158,8 +158,8 @@ static void step_queue_verdict(muster_group *g, uint64_t failure)
         .peer = failure ? failure_peer(failure) : -1,
         .epoch = step->epoch ? step->epoch : failure_epoch(failure),
         .mask = step->mask,
-        .token = value ? (int32_t)(detail >> 32) : -1,
-        .k = value ? (int32_t)(uint32_t)detail : -1,
+        .token = entry ? (int32_t)(detail >> 32) : -1,
+        .k = entry ? (int32_t)(uint32_t)detail : -1,
     };
     if (failure)
         atomic_fetch_add(&g->unread_void, 1);

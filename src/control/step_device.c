@@ -63,7 +63,7 @@ muster_status step_device_verdict(muster_group *g, muster_verdict *verdict)
     if (status != MUSTER_OK)
         return status;
     step_device_report(g, &v);
-    bool value = failure_reason(v.failure) == MUSTER_REASON_VALUE;
+    bool entry = failure_names_entry(v.failure);
     *verdict = (muster_verdict){
         .step = v.step,
         .status = step_failure_status(v.failure),
@@ -72,8 +72,8 @@ muster_status step_device_verdict(muster_group *g, muster_verdict *verdict)
         .peer = v.failure ? failure_peer(v.failure) : -1,
         .epoch = v.epoch ? v.epoch : failure_epoch(v.failure),
         .mask = v.mask,
-        .token = value ? (int32_t)(v.failure_detail >> 32) : -1,
-        .k = value ? (int32_t)(uint32_t)v.failure_detail : -1,
+        .token = entry ? (int32_t)(v.failure_detail >> 32) : -1,
+        .k = entry ? (int32_t)(uint32_t)v.failure_detail : -1,
     };
     agent_wake(g); /* ready for the next epoch may hang on it */
     return MUSTER_OK;

@@ -165,8 +165,7 @@ static muster_status ep_explain_value(const struct muster_ep *ep, const struct d
 /* Whether it was this rank's own input that was refused; a peer's rows are worded by the group. */
 static bool ep_value_refused(const struct muster_ep *ep)
 {
-    uint64_t failure = atomic_load(&ep->step.control->failure);
-    return failure_reason(failure) == MUSTER_REASON_VALUE && failure_peer(failure) < 0;
+    return failure_names_entry(atomic_load(&ep->step.control->failure));
 }
 
 static muster_status ep_run_dispatch_send(struct muster_ep *ep, struct dispatch_send_args *send)

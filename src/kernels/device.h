@@ -14,7 +14,7 @@
 #include "kernels/exchange.h"
 #include "muster/group.h"
 
-enum { DEVICE_OPS_VERSION = 2 };
+enum { DEVICE_OPS_VERSION = 3 };
 
 struct device; /* one rank's part of a device */
 struct device_exchange;
@@ -42,6 +42,7 @@ struct device_report {
     bool step_open;
     uint32_t step_epoch; /* of the step that is open; 0: void from its start */
     bool unread; /* a void step's verdict waits to be read */
+    uint32_t used_up_epoch; /* the last one whose sequence numbers ran short (X13); 0: none did */
 };
 
 /* How a step ended. */

@@ -83,6 +83,12 @@ static inline uint32_t failure_epoch(uint64_t failure)
     return (uint32_t)(failure >> 32);
 }
 
+/* Whether the detail beside it names an entry of this rank's input: token << 32 | k. */
+static inline bool failure_names_entry(uint64_t failure)
+{
+    return failure_reason(failure) == MUSTER_REASON_VALUE && failure_peer(failure) < 0;
+}
+
 /* X14: a kernel records why it gave up once, the first writer wins, and returns. */
 static inline void failure_record(struct kernel_control *control, uint64_t failure)
 {

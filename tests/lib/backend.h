@@ -35,6 +35,12 @@ void *backend_stream(void);
 /* Waits until all that was enqueued on it is done. */
 void backend_wait(void);
 
+/* What a call returns for a failure that its kernels find: on a device it only enqueues them, and the verdict tells. */
+muster_status backend_status(muster_status status);
+
+/* From or to memory of either side; waits for the stream. */
+void backend_copy(void *to, const void *from, size_t bytes);
+
 /* False, with a line that says so, if the backend of this program has not so many ranks. */
 int backend_has_ranks(int ranks);
 

@@ -210,6 +210,7 @@ void cluster_part(struct cluster_rank *self)
 muster_verdict cluster_verdict(struct cluster_rank *self)
 {
     muster_verdict verdict;
+    backend_wait();
     expect_status(muster_step_verdict(self->group, &verdict), MUSTER_OK, "muster_step_verdict");
     return verdict;
 }
@@ -228,6 +229,18 @@ muster_view cluster_await_view(struct cluster_rank *self, int active, uint32_t a
     expect(false, "no ready view of %d ranks after epoch %u: epoch %u, %d active, ready %d", active, after, view.epoch,
            view.active, view.ready);
     return view;
+}
+
+void cluster_await_end(struct cluster_rank *self, uint32_t epoch)
+{
+    muster_view view = {0};
+    cluster_at("waiting for the end of an epoch");
+    for (uint64_t end = clock_ns() + UINT64_C(8000000000); clock_ns() < end; cluster_sleep_ms(1)) {
+        expect_status(muster_group_view(self->group, &view), MUSTER_OK, "muster_group_view");
+        if (view.epoch > epoch)
+            return;
+    }
+    expect(false, "epoch %u does not end", epoch);
 }
 
 static void rank_run(struct cluster_thread *t)

@@ -76,7 +76,10 @@ void cluster_sleep_ms(int ms);
 /* Waits for a ready view with `active` ranks and an epoch above `after`; fails the rank after a few seconds. */
 muster_view cluster_await_view(struct cluster_rank *self, int active, uint32_t after);
 
-/* Reads the verdict of the last step, which must be queued. */
+/* Waits until a view newer than this epoch is installed: nothing of the epoch can succeed from then on, on any rank. */
+void cluster_await_end(struct cluster_rank *self, uint32_t epoch);
+
+/* Reads the oldest verdict, which must be queued, or come of what was enqueued on the rank's stream. */
 muster_verdict cluster_verdict(struct cluster_rank *self);
 
 #endif

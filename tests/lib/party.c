@@ -114,6 +114,19 @@ static void slots_fill(struct party *p)
     free(narrow);
 }
 
+void party_route(struct party *p, int token, int k, int64_t slot)
+{
+    const muster_tensor *t = &p->slots.tensor;
+    int64_t pitch = t->strides ? t->strides[0] : t->shape[1];
+    unsigned char *entry = array_data(&p->slots) + (size_t)(token * pitch + k) * array_element_bytes(&p->slots);
+    int32_t narrow = (int32_t)slot;
+    if (p->world->c.ids64)
+        memcpy(entry, &slot, sizeof(slot));
+    else
+        memcpy(entry, &narrow, sizeof(narrow));
+    array_upload(&p->slots);
+}
+
 static void party_inputs(struct party *p)
 {
     const struct world *w = p->world;
@@ -286,6 +299,7 @@ void party_close(struct party *p)
 {
     if (!p)
         return;
+    backend_wait(); /* kernels that still use the arrays */
     party_each(p, array_free);
     if (p->dropped_on_device)
         test_backend->release(p->dropped_on_device);
@@ -424,6 +438,7 @@ static struct oracle_received party_received(struct party *p)
 
 void party_experts(struct party *p)
 {
+    party_fetch(p);
     struct oracle_received received = party_received(p);
     size_t bytes = world_results_bytes(p->world);
     unsigned char *results = party_allocate(bytes);
@@ -453,11 +468,8 @@ static muster_status party_take_in_place(struct party *p, muster_ep *ep)
         snprintf(p->why, sizeof(p->why), "rank %d: muster_ep_received() has the wrong shape or type", p->rank);
         return MUSTER_ERR_UNSUPPORTED;
     }
-    if (test_backend)
-        test_backend->copy(p->out_hidden.on_device, (char *)t.data + t.byte_offset, p->out_hidden.whole_bytes);
-    else
-        memcpy(p->out_hidden.whole, (char *)t.data + t.byte_offset, p->out_hidden.whole_bytes);
-    array_download(&p->out_hidden);
+    backend_copy(test_backend ? p->out_hidden.on_device : p->out_hidden.whole, (char *)t.data + t.byte_offset,
+                 p->out_hidden.whole_bytes);
     return MUSTER_OK;
 }
 
@@ -467,6 +479,7 @@ static muster_status party_give_in_place(struct party *p, muster_ep *ep)
     muster_status status = muster_ep_results(ep, &t);
     if (status != MUSTER_OK)
         return status;
+    party_fetch(p);
     struct oracle_received received = party_received(p);
     unsigned char *there = (unsigned char *)t.data + t.byte_offset;
     size_t bytes = world_results_bytes(p->world);
@@ -501,8 +514,7 @@ muster_status party_dispatch(struct party *p, muster_ep *ep)
 {
     muster_status status =
         p->world->c.halves ? dispatch_in_halves(p, ep) : muster_ep_dispatch(ep, &p->dispatch, backend_stream());
-    if (status == MUSTER_OK)
-        party_fetch(p);
+    backend_wait();
     return status;
 }
 
@@ -520,8 +532,7 @@ muster_status party_combine(struct party *p, muster_ep *ep)
 {
     muster_status status =
         p->world->c.halves ? combine_in_halves(p, ep) : muster_ep_combine(ep, &p->combine, backend_stream());
-    if (status == MUSTER_OK)
-        array_download(&p->out);
+    backend_wait();
     return status;
 }
 
@@ -544,5 +555,6 @@ muster_status party_exchange(struct party *p, muster_ep *ep)
 
 bool party_right(struct party *p)
 {
+    party_fetch(p);
     return party_dispatched(p) && party_combined(p);
 }

@@ -35,6 +35,9 @@ struct party {
 struct party *party_open(const struct world *world, int rank);
 void party_close(struct party *p);
 
+/* Sets an entry of topk_slots, where the library will read it. */
+void party_route(struct party *p, int token, int k, int64_t slot);
+
 /* Whether every output still holds nothing but canaries. */
 bool party_untouched(struct party *p);
 
@@ -48,7 +51,8 @@ bool party_combined(struct party *p);
 
 /*
  * Dispatch, experts, combine. The comparisons wait until the end: only a step whose verdict is good promises anything,
- * see party_right(). On an error of the library its status.
+ * see party_right(). On an error of the library its status. On a device each waits for what it has enqueued, and says
+ * nothing of what became of it.
  */
 muster_status party_exchange(struct party *p, muster_ep *ep);
 muster_status party_dispatch(struct party *p, muster_ep *ep);

@@ -572,7 +572,8 @@ static void every_code(void **state)
     assert_true(rounds_run(2, every_code_cases, COUNT(every_code_cases), 1, false));
 }
 
-int main(void)
+/* An argument, if there is one, chooses tests by their names, for example one_rank. */
+int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(one_rank),       cmocka_unit_test(two_ranks),
@@ -581,5 +582,7 @@ int main(void)
         cmocka_unit_test(the_most_ranks), cmocka_unit_test(many_tokens),
         cmocka_unit_test(every_code),     cmocka_unit_test(eight_rounds_with_a_late_rank),
     };
+    if (argc > 1)
+        cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

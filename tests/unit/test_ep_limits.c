@@ -15,6 +15,7 @@
 
 #include "core/mask.h"
 #include "core/stamp.h"
+#include "lib/backend.h"
 #include "lib/rounds.h"
 
 static const struct exchange_case c = {
@@ -33,9 +34,9 @@ static bool exchange_or_void(struct cluster_rank *self, muster_ep *ep, const str
     struct party *p = party_open(world, self->rank);
     muster_status ready = muster_group_wait_ready(self->group, 5000000);
     expect(ready == MUSTER_OK, "wait_ready: %s", muster_last_error());
-    expect_status(muster_step_begin(self->group, NULL), MUSTER_OK, "step_begin");
+    expect_status(muster_step_begin(self->group, backend_stream()), MUSTER_OK, "step_begin");
     muster_status status = party_exchange(p, ep);
-    expect_status(muster_step_end(self->group, NULL), MUSTER_OK, "step_end");
+    expect_status(muster_step_end(self->group, backend_stream()), MUSTER_OK, "step_end");
     muster_verdict verdict = cluster_verdict(self);
     bool good = verdict.status == MUSTER_OK;
     expect(!good || status == MUSTER_OK, "a good step with an operation that gave %s", muster_status_name(status));
@@ -92,13 +93,13 @@ static void use_up_pairs(struct cluster_rank *self)
     muster_ep *ep = rounds_create(self, &c);
     uint32_t first = cluster_await_view(self, 3, 0).epoch;
     cluster_barrier(self);
-    expect_status(muster_step_begin(self->group, NULL), MUSTER_OK, "step_begin");
+    expect_status(muster_step_begin(self->group, backend_stream()), MUSTER_OK, "step_begin");
     for (int pair = 0; pair < 6; pair++) {
         struct party *p = party_open(self->context, self->rank);
         party_exchange(p, ep); /* void, once the epoch has ended */
         party_close(p);
     }
-    expect_status(muster_step_end(self->group, NULL), MUSTER_OK, "step_end");
+    expect_status(muster_step_end(self->group, backend_stream()), MUSTER_OK, "step_end");
     cluster_verdict(self);
     cluster_await_view(self, 3, first);
     cluster_barrier(self);
@@ -124,8 +125,8 @@ static void use_up_steps(struct cluster_rank *self)
     for (int tries = 0; last < first + 3; tries++) {
         expect(tries < 2000, "the epoch is still %u after %d steps", last, tries);
         expect_status(muster_group_wait_ready(self->group, 5000000), MUSTER_OK, "wait_ready");
-        expect_status(muster_step_begin(self->group, NULL), MUSTER_OK, "step_begin");
-        expect_status(muster_step_end(self->group, NULL), MUSTER_OK, "step_end");
+        expect_status(muster_step_begin(self->group, backend_stream()), MUSTER_OK, "step_begin");
+        expect_status(muster_step_end(self->group, backend_stream()), MUSTER_OK, "step_end");
         last = cluster_verdict(self).epoch;
         cluster_sleep_ms(1);
     }
@@ -160,7 +161,7 @@ static void use_up_group(struct cluster_rank *self)
         status = muster_group_view(self->group, &view);
     }
     expect(status == MUSTER_ERR_EXHAUSTED, "after the last epoch the group says %s", muster_status_name(status));
-    expect_status(muster_step_begin(self->group, NULL), MUSTER_ERR_EXHAUSTED, "step_begin");
+    expect_status(muster_step_begin(self->group, backend_stream()), MUSTER_ERR_EXHAUSTED, "step_begin");
     muster_ep_destroy(ep);
 }
 

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/* The order of calls: what is allowed when, and that a call out of order changes nothing. */
+/*
+ * The order of calls: what is allowed when, and that a call out of order changes nothing. It is the same on a device, but
+ * for void steps, which only the device knows of: there a pair has to be finished like any other, and does nothing.
+ */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -10,6 +13,7 @@
 #include <string.h>
 
 #include "core/mask.h"
+#include "lib/backend.h"
 #include "lib/rounds.h"
 
 static const struct exchange_case plain = {.name = "plain", .hidden = 16, .max_tokens = 4, .slots = 2, .topk = 2};
@@ -37,32 +41,33 @@ static void expect_order(muster_status status, const char *call)
 
 static void refuse_before_dispatch(struct party *p, muster_ep *ep)
 {
-    expect_order(muster_ep_combine(ep, &p->combine, NULL), "combine without dispatch");
-    expect_order(muster_ep_combine_send(ep, &p->combine, NULL), "combine_send without dispatch");
-    expect_order(muster_ep_combine_receive(ep, &p->combine, NULL), "combine_receive without dispatch");
-    expect_order(muster_ep_dispatch_receive(ep, &p->dispatch, NULL), "dispatch_receive without send");
+    expect_order(muster_ep_combine(ep, &p->combine, backend_stream()), "combine without dispatch");
+    expect_order(muster_ep_combine_send(ep, &p->combine, backend_stream()), "combine_send without dispatch");
+    expect_order(muster_ep_combine_receive(ep, &p->combine, backend_stream()), "combine_receive without dispatch");
+    expect_order(muster_ep_dispatch_receive(ep, &p->dispatch, backend_stream()), "dispatch_receive without send");
     expect(party_untouched(p), "%s", p->why);
 }
 
 static void refuse_between_halves(struct cluster_rank *self, struct party *p, muster_ep *ep)
 {
-    expect_order(muster_ep_dispatch(ep, &p->dispatch, NULL), "dispatch after dispatch_send");
-    expect_order(muster_ep_dispatch_send(ep, &p->dispatch, NULL), "a second dispatch_send");
-    expect_order(muster_ep_combine(ep, &p->combine, NULL), "combine before dispatch_receive");
-    expect_order(muster_ep_combine_send(ep, &p->combine, NULL), "combine_send before dispatch_receive");
-    expect_order(muster_ep_combine_receive(ep, &p->combine, NULL), "combine_receive before dispatch_receive");
-    expect_order(muster_step_end(self->group, NULL), "step_end with half a dispatch");
+    expect_order(muster_ep_dispatch(ep, &p->dispatch, backend_stream()), "dispatch after dispatch_send");
+    expect_order(muster_ep_dispatch_send(ep, &p->dispatch, backend_stream()), "a second dispatch_send");
+    expect_order(muster_ep_combine(ep, &p->combine, backend_stream()), "combine before dispatch_receive");
+    expect_order(muster_ep_combine_send(ep, &p->combine, backend_stream()), "combine_send before dispatch_receive");
+    expect_order(muster_ep_combine_receive(ep, &p->combine, backend_stream()),
+                 "combine_receive before dispatch_receive");
+    expect_order(muster_step_end(self->group, backend_stream()), "step_end with half a dispatch");
     expect(party_untouched(p), "%s", p->why);
 }
 
 static void refuse_after_dispatch(struct cluster_rank *self, struct party *p, muster_ep *ep)
 {
     struct party *canaries = party_open(p->world, p->rank);
-    expect_order(muster_ep_dispatch(ep, &canaries->dispatch, NULL), "a second dispatch");
-    expect_order(muster_ep_dispatch_send(ep, &canaries->dispatch, NULL), "dispatch_send after dispatch");
-    expect_order(muster_ep_dispatch_receive(ep, &canaries->dispatch, NULL), "a second dispatch_receive");
-    expect_order(muster_ep_combine_receive(ep, &canaries->combine, NULL), "combine_receive before send");
-    expect_order(muster_step_end(self->group, NULL), "step_end between dispatch and combine");
+    expect_order(muster_ep_dispatch(ep, &canaries->dispatch, backend_stream()), "a second dispatch");
+    expect_order(muster_ep_dispatch_send(ep, &canaries->dispatch, backend_stream()), "dispatch_send after dispatch");
+    expect_order(muster_ep_dispatch_receive(ep, &canaries->dispatch, backend_stream()), "a second dispatch_receive");
+    expect_order(muster_ep_combine_receive(ep, &canaries->combine, backend_stream()), "combine_receive before send");
+    expect_order(muster_step_end(self->group, backend_stream()), "step_end between dispatch and combine");
     expect(party_untouched(canaries), "%s", canaries->why);
     party_close(canaries);
 }
@@ -70,10 +75,10 @@ static void refuse_after_dispatch(struct cluster_rank *self, struct party *p, mu
 static void refuse_after_combine_send(struct cluster_rank *self, struct party *p, muster_ep *ep)
 {
     struct party *canaries = party_open(p->world, p->rank);
-    expect_order(muster_ep_combine(ep, &canaries->combine, NULL), "combine after combine_send");
-    expect_order(muster_ep_combine_send(ep, &canaries->combine, NULL), "a second combine_send");
-    expect_order(muster_ep_dispatch(ep, &canaries->dispatch, NULL), "dispatch before combine_receive");
-    expect_order(muster_step_end(self->group, NULL), "step_end with half a combine");
+    expect_order(muster_ep_combine(ep, &canaries->combine, backend_stream()), "combine after combine_send");
+    expect_order(muster_ep_combine_send(ep, &canaries->combine, backend_stream()), "a second combine_send");
+    expect_order(muster_ep_dispatch(ep, &canaries->dispatch, backend_stream()), "dispatch before combine_receive");
+    expect_order(muster_step_end(self->group, backend_stream()), "step_end with half a combine");
     expect(party_untouched(canaries), "%s", canaries->why);
     party_close(canaries);
 }
@@ -83,19 +88,19 @@ static void try_everything(struct cluster_rank *self, muster_ep *ep, bool in_ste
 {
     struct party *p = party_open(self->context, self->rank);
     if (in_step)
-        expect_status(muster_step_begin(self->group, NULL), MUSTER_OK, "muster_step_begin");
+        expect_status(muster_step_begin(self->group, backend_stream()), MUSTER_OK, "muster_step_begin");
     refuse_before_dispatch(p, ep);
-    expect_status(muster_ep_dispatch_send(ep, &p->dispatch, NULL), MUSTER_OK, "dispatch_send");
+    expect_status(muster_ep_dispatch_send(ep, &p->dispatch, backend_stream()), MUSTER_OK, "dispatch_send");
     refuse_between_halves(self, p, ep);
-    expect_status(muster_ep_dispatch_receive(ep, &p->dispatch, NULL), MUSTER_OK, "dispatch_receive");
+    expect_status(muster_ep_dispatch_receive(ep, &p->dispatch, backend_stream()), MUSTER_OK, "dispatch_receive");
     refuse_after_dispatch(self, p, ep);
     party_experts(p);
-    expect_status(muster_ep_combine_send(ep, &p->combine, NULL), MUSTER_OK, "combine_send");
+    expect_status(muster_ep_combine_send(ep, &p->combine, backend_stream()), MUSTER_OK, "combine_send");
     refuse_after_combine_send(self, p, ep);
-    expect_status(muster_ep_combine_receive(ep, &p->combine, NULL), MUSTER_OK, "combine_receive");
-    expect_order(muster_ep_combine_receive(ep, &p->combine, NULL), "a second combine_receive");
+    expect_status(muster_ep_combine_receive(ep, &p->combine, backend_stream()), MUSTER_OK, "combine_receive");
+    expect_order(muster_ep_combine_receive(ep, &p->combine, backend_stream()), "a second combine_receive");
     if (in_step)
-        expect_status(muster_step_end(self->group, NULL), MUSTER_OK, "muster_step_end");
+        expect_status(muster_step_end(self->group, backend_stream()), MUSTER_OK, "muster_step_end");
     expect_status(cluster_verdict(self).status, MUSTER_OK, "the verdict");
     expect(party_right(p), "%s", p->why);
     party_close(p);
@@ -132,15 +137,16 @@ static void step_order(struct cluster_rank *self)
     muster_verdict verdict;
     muster_ep *ep = rounds_create(self, &plain), *late = NULL;
     muster_ep_config config = case_config(&plain);
-    expect_order(muster_step_end(self->group, NULL), "step_end without begin");
+    expect_order(muster_step_end(self->group, backend_stream()), "step_end without begin");
     expect_status(muster_step_verdict(self->group, &verdict), MUSTER_ERR_AGAIN, "verdict without a step");
-    expect_status(muster_step_begin(self->group, self), MUSTER_ERR_ARGUMENT, "step_begin on a stream");
-    expect_status(muster_step_begin(self->group, NULL), MUSTER_OK, "step_begin");
-    expect_order(muster_step_begin(self->group, NULL), "a second step_begin");
+    if (!test_backend)
+        expect_status(muster_step_begin(self->group, self), MUSTER_ERR_ARGUMENT, "step_begin on a stream");
+    expect_status(muster_step_begin(self->group, backend_stream()), MUSTER_OK, "step_begin");
+    expect_order(muster_step_begin(self->group, backend_stream()), "a second step_begin");
     expect_order(muster_ep_create(self->group, &config, &late), "ep_create in a step");
     expect_status(muster_step_verdict(self->group, &verdict), MUSTER_ERR_AGAIN, "verdict of an open step");
-    expect_status(muster_step_end(self->group, NULL), MUSTER_OK, "step_end");
-    expect_order(muster_step_end(self->group, NULL), "a second step_end");
+    expect_status(muster_step_end(self->group, backend_stream()), MUSTER_OK, "step_end");
+    expect_order(muster_step_end(self->group, backend_stream()), "a second step_end");
     expect_status(cluster_verdict(self).status, MUSTER_OK, "the verdict of an empty step");
     expect_status(muster_step_verdict(self->group, &verdict), MUSTER_ERR_AGAIN, "a second verdict");
     rounds_exchange(self, ep, self->context);
@@ -153,17 +159,21 @@ static void steps_go_in_order(void **state)
     run_two(&plain, step_order);
 }
 
-/* Verdicts are numbered and queued, 64 of them, oldest first. */
+/*
+ * Verdicts are numbered and queued, 64 of them, oldest first. A device, which may run replays that no call has begun,
+ * keeps more; see verdicts_of_a_device_are_overwritten.
+ */
 static void verdict_queue(struct cluster_rank *self)
 {
     for (int i = 0; i < 64; i++) {
-        expect_status(muster_step_begin(self->group, NULL), MUSTER_OK, "step_begin");
-        expect_status(muster_step_end(self->group, NULL), MUSTER_OK, "step_end");
+        expect_status(muster_step_begin(self->group, backend_stream()), MUSTER_OK, "step_begin");
+        expect_status(muster_step_end(self->group, backend_stream()), MUSTER_OK, "step_end");
     }
-    expect_order(muster_step_begin(self->group, NULL), "step_begin with a full queue");
+    if (!test_backend)
+        expect_order(muster_step_begin(self->group, backend_stream()), "step_begin with a full queue");
     uint64_t first = cluster_verdict(self).step;
-    expect_status(muster_step_begin(self->group, NULL), MUSTER_OK, "step_begin with room again");
-    expect_status(muster_step_end(self->group, NULL), MUSTER_OK, "step_end");
+    expect_status(muster_step_begin(self->group, backend_stream()), MUSTER_OK, "step_begin with room again");
+    expect_status(muster_step_end(self->group, backend_stream()), MUSTER_OK, "step_end");
     for (uint64_t step = first + 1; step <= first + 64; step++) {
         muster_verdict verdict = cluster_verdict(self);
         expect(verdict.step == step && verdict.status == MUSTER_OK, "verdict %llu came instead of %llu",
@@ -178,7 +188,47 @@ static void verdicts_queue_up(void **state)
     run_two(&plain, verdict_queue);
 }
 
-/* In a void step every operation says so at once and does nothing; nor is a step good before the verdict was read. */
+/* On the host every operation says at once that the step is void. */
+static void meet_void_step(struct cluster_rank *self, struct party *p, muster_ep *ep)
+{
+    const struct world *world = p->world;
+    while (muster_group_wait_ready(self->group, 0) == MUSTER_OK)
+        cluster_sleep_ms(1);
+    struct party *first_to_know = party_open(world, self->rank);
+    muster_status status = muster_ep_dispatch(ep, &first_to_know->dispatch, backend_stream());
+    expect(status == MUSTER_ERR_VOID || status == MUSTER_ERR_PEER, "dispatch in an aborted epoch gave %s",
+           muster_status_name(status));
+    party_close(first_to_know);
+    expect_status(muster_ep_dispatch(ep, &p->dispatch, backend_stream()), MUSTER_ERR_VOID, "dispatch in a void step");
+    expect_status(muster_ep_dispatch_send(ep, &p->dispatch, backend_stream()), MUSTER_ERR_VOID,
+                  "dispatch_send in a void step");
+    expect_status(muster_ep_combine(ep, &p->combine, backend_stream()), MUSTER_ERR_VOID, "combine in a void step");
+    expect(party_untouched(p), "%s", p->why);
+}
+
+static void exchange_in_vain(struct party *p, muster_ep *ep)
+{
+    expect_status(muster_ep_dispatch(ep, &p->dispatch, backend_stream()), backend_status(MUSTER_ERR_VOID),
+                  "dispatch in a void step");
+    expect_status(muster_ep_combine(ep, &p->combine, backend_stream()), backend_status(MUSTER_ERR_VOID),
+                  "combine in a void step");
+    expect(party_untouched(p), "%s", p->why);
+}
+
+/*
+ * A step that begins before a void verdict was read is void too. On the host it says that; on a device, what the step
+ * before had failed of.
+ */
+static void expect_void_and_unread(muster_verdict first, muster_verdict second)
+{
+    muster_reason reason = test_backend ? first.reason : MUSTER_REASON_UNREAD;
+    expect(first.status == MUSTER_ERR_PEER && first.reason == MUSTER_REASON_EPOCH, "the aborted step: %s, reason %d",
+           muster_status_name(first.status), (int)first.reason);
+    expect(second.status != MUSTER_OK && second.reason == reason, "the step after it: %s, reason %d",
+           muster_status_name(second.status), (int)second.reason);
+}
+
+/* In a void step every operation does nothing; nor is a step good before the verdict was read. */
 static void calls_in_void_step(struct cluster_rank *self)
 {
     const struct world *world = self->context;
@@ -186,30 +236,22 @@ static void calls_in_void_step(struct cluster_rank *self)
     struct party *p = party_open(world, self->rank);
     uint32_t epoch = cluster_await_view(self, 2, 0).epoch;
     cluster_barrier(self);
-    expect_status(muster_step_begin(self->group, NULL), MUSTER_OK, "step_begin");
+    expect_status(muster_step_begin(self->group, backend_stream()), MUSTER_OK, "step_begin");
+    backend_wait();
     cluster_barrier(self);
     if (self->rank == 0)
         expect_status(muster_group_abort(self->group), MUSTER_OK, "muster_group_abort");
-    while (muster_group_wait_ready(self->group, 0) == MUSTER_OK)
-        cluster_sleep_ms(1);
-    struct party *first_to_know = party_open(world, self->rank);
-    muster_status status = muster_ep_dispatch(ep, &first_to_know->dispatch, NULL);
-    expect(status == MUSTER_ERR_VOID || status == MUSTER_ERR_PEER, "dispatch in an aborted epoch gave %s",
-           muster_status_name(status));
-    party_close(first_to_know);
-    expect_status(muster_ep_dispatch(ep, &p->dispatch, NULL), MUSTER_ERR_VOID, "dispatch in a void step");
-    expect_status(muster_ep_dispatch_send(ep, &p->dispatch, NULL), MUSTER_ERR_VOID, "dispatch_send in a void step");
-    expect_status(muster_ep_combine(ep, &p->combine, NULL), MUSTER_ERR_VOID, "combine in a void step");
-    expect(party_untouched(p), "%s", p->why);
-    expect_status(muster_step_end(self->group, NULL), MUSTER_OK, "step_end");
+    if (!test_backend)
+        meet_void_step(self, p, ep);
+    cluster_await_end(self, epoch);
+    exchange_in_vain(p, ep);
+    expect_status(muster_step_end(self->group, backend_stream()), MUSTER_OK, "step_end");
     cluster_barrier(self);
-    expect_status(muster_step_begin(self->group, NULL), MUSTER_OK, "step_begin before the verdict was read");
-    expect_status(muster_ep_dispatch(ep, &p->dispatch, NULL), MUSTER_ERR_VOID, "dispatch before the verdict was read");
-    expect_status(muster_step_end(self->group, NULL), MUSTER_OK, "step_end");
+    expect_status(muster_step_begin(self->group, backend_stream()), MUSTER_OK, "step_begin before the verdict is read");
+    exchange_in_vain(p, ep);
+    expect_status(muster_step_end(self->group, backend_stream()), MUSTER_OK, "step_end");
     muster_verdict first = cluster_verdict(self), second = cluster_verdict(self);
-    expect(first.status != MUSTER_OK, "the aborted step is good");
-    expect(second.status != MUSTER_OK && second.reason == MUSTER_REASON_UNREAD, "the step after it: %s, reason %d",
-           muster_status_name(second.status), (int)second.reason);
+    expect_void_and_unread(first, second);
     cluster_await_view(self, 2, epoch);
     cluster_barrier(self);
     rounds_exchange(self, ep, world);
@@ -221,6 +263,32 @@ static void void_steps_do_nothing(void **state)
 {
     (void)state;
     run_two(&plain, calls_in_void_step);
+}
+
+/* Whoever falls further behind than a device keeps verdicts loses some, and sees that by their numbers. */
+static void overwritten_verdicts(struct cluster_rank *self)
+{
+    enum { KEPT = 1024, STEPS = KEPT + 40 };
+    uint64_t last = 0;
+    muster_verdict verdict;
+    for (int i = 0; i < STEPS; i++) {
+        expect_status(muster_step_begin(self->group, backend_stream()), MUSTER_OK, "step_begin");
+        expect_status(muster_step_end(self->group, backend_stream()), MUSTER_OK, "step_end");
+    }
+    backend_wait();
+    while (muster_step_verdict(self->group, &verdict) == MUSTER_OK) {
+        expect(verdict.status == MUSTER_OK && verdict.step > last, "verdict %llu after %llu: %s",
+               (unsigned long long)verdict.step, (unsigned long long)last, muster_status_name(verdict.status));
+        last = verdict.step;
+    }
+    expect(last == STEPS, "the last verdict is of step %llu", (unsigned long long)last);
+}
+
+static void verdicts_of_a_device_are_overwritten(void **state)
+{
+    (void)state;
+    if (test_backend)
+        run_two(&plain, overwritten_verdicts);
 }
 
 static void received_only_in_rank_major(struct cluster_rank *self)
@@ -278,7 +346,7 @@ static void leave_first(struct cluster_rank *self)
     if (self->rank == 1) {
         muster_ep_destroy(ep);
         expect_status(muster_group_leave(self->group), MUSTER_OK, "muster_group_leave");
-        expect_status(muster_step_begin(self->group, NULL), MUSTER_ERR_LEFT, "step_begin after leave");
+        expect_status(muster_step_begin(self->group, backend_stream()), MUSTER_ERR_LEFT, "step_begin after leave");
         muster_view view;
         expect_status(muster_group_view(self->group, &view), MUSTER_ERR_LEFT, "view after leave");
         return;
@@ -299,9 +367,13 @@ static void leaving_ends_the_handle(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(exchanges_go_in_order),     cmocka_unit_test(steps_go_in_order),
-        cmocka_unit_test(verdicts_queue_up),         cmocka_unit_test(void_steps_do_nothing),
-        cmocka_unit_test(in_place_needs_rank_major), cmocka_unit_test(results_in_place_are_not_quantised),
+        cmocka_unit_test(exchanges_go_in_order),
+        cmocka_unit_test(steps_go_in_order),
+        cmocka_unit_test(verdicts_queue_up),
+        cmocka_unit_test(void_steps_do_nothing),
+        cmocka_unit_test(verdicts_of_a_device_are_overwritten),
+        cmocka_unit_test(in_place_needs_rank_major),
+        cmocka_unit_test(results_in_place_are_not_quantised),
         cmocka_unit_test(leaving_ends_the_handle),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -72,6 +72,7 @@ struct cuda_mailbox {
     struct cuda_verdict verdict[CUDA_VERDICTS]; /* of step n at (n - 1) % CUDA_VERDICTS */
     /* By peer: its deadline had passed; written before a TIMEOUT failure. Bytes, since the bus has no atomic operations. */
     uint8_t overdue[MUSTER_MAX_RANKS];
+    uint64_t used_up_epoch; /* the device's: the sequence numbers of this epoch run short */
 };
 
 #endif

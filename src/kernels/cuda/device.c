@@ -274,6 +274,7 @@ static void device_report_state(struct device *device, struct device_report *rep
         .step_open = open & 1,
         .step_epoch = (uint32_t)(open >> 1),
         .unread = device_void_unread(device),
+        .used_up_epoch = (uint32_t)__atomic_load_n(&mailbox->used_up_epoch, __ATOMIC_RELAXED),
     };
 }
 

@@ -84,7 +84,11 @@ static __global__ void step_begin_kernel(struct cuda_launch l)
     }
     if (turn.live) {
         turn_take_step(l, &turn);
-        turn_publish_begun(l, &turn);
+        turn.live = turn_has_number(2 * turn.number + 2);
+        if (turn.live)
+            turn_publish_begun(l, &turn);
+        else
+            turn_fail(l, MUSTER_REASON_ABORT, MUSTER_PHASE_STEP, -1, turn.epoch, 0);
     }
     step_note_begun(l, &turn);
     gate_leave(l.control);

@@ -51,6 +51,22 @@ __device__ inline void turn_take_pair(enum turn_operation operation, struct turn
 }
 
 /*
+ * X13: each step takes two numbers and each pair one; an epoch ends before they do. The agent asks for the next one, and so
+ * many are kept in reserve that work goes on until it comes.
+ */
+__device__ inline void turn_note_number(const struct cuda_launch &l, uint32_t epoch, uint64_t number)
+{
+    if (number > STAMP_MAX_SEQUENCE - STAMP_SEQUENCE_RESERVE)
+        word_store(&l.mailbox->used_up_epoch, epoch);
+}
+
+/* X10: with none left, a stamp would be one of the next epoch. */
+__device__ inline bool turn_has_number(uint64_t number)
+{
+    return number <= STAMP_MAX_SEQUENCE;
+}
+
+/*
  * The gate tells the epoch and counts this block in one operation. A step that is void, or of another epoch, gets no
  * further; a pair whose dispatch was of another epoch neither.
  */
@@ -96,6 +112,10 @@ __device__ inline void turn_begin(const struct cuda_launch &l, enum turn_operati
         return;
     turn_take_step(l, turn);
     turn_take_pair(operation, turn);
+    if (!FT || (turn_has_number(turn->sequence) && turn_has_number(2 * turn->number + 2)))
+        return;
+    turn_fail(l, MUSTER_REASON_ABORT, turn_phase(operation), -1, turn->epoch, 0);
+    turn->live = false;
 }
 
 /*
@@ -154,6 +174,8 @@ __device__ inline void step_note_begun(const struct cuda_launch &l, const struct
     step->open = 1;
     step->total++;
     word_store(&l.mailbox->step_open, (uint64_t)step->epoch << 1 | 1);
+    if (turn->live)
+        turn_note_number(l, turn->epoch, 2 * turn->number + 2);
 }
 
 /*
@@ -192,6 +214,7 @@ __device__ inline void turn_epilogue(const struct cuda_launch &l, enum turn_oper
         x->pair.epoch = turn->epoch;
         x->pair.sequence = turn->sequence;
         x->pair.mask = turn->mask;
+        turn_note_number(l, turn->epoch, turn->sequence);
     }
     if (l.ends_step)
         step_note_ended(l.control, l.mailbox, turn->epoch);
