@@ -7,7 +7,8 @@
 # A table (*.mutants) holds, besides comments (#) and blank lines:
 #
 #   test NAME                 how to build and run a test
-#     build COMMAND           {cc} {flags} are the compiler, {tree} is the copy of the sources, {out} an empty folder
+#     build COMMAND           one call of the compiler over C sources, in the copy of the sources: {cc} {flags} are the
+#                             compiler, {out} is an empty folder; what a mistake does not touch is compiled once
 #     run COMMAND             must succeed without a mistake, and fail with one
 #
 #   mutant RULE WHAT          one mistake, in words
@@ -53,7 +54,6 @@ fill()
     local command=$1
     command=${command//\{cc\}/$cc}
     command=${command//\{flags\}/$flags}
-    command=${command//\{tree\}/$work/tree}
     echo "${command//\{out\}/$work/out}"
 }
 
@@ -66,10 +66,39 @@ fresh_tree()
     return 0
 }
 
-# 0: the test failed; 1: it passed; 2: it could not be built.
+# Takes a build command apart: compiles each source, unless it is as it was for the test without a mistake, and links.
+# build_test NAME MUTATED-FILE; a header may be included by any source, so then all are compiled.
+build_test()
+{
+    local words=() objects=() compile=() libraries=() word object cache=$work/objects/$1 output=
+    mkdir -p "$cache"
+    eval "words=($(fill "${builds[$1]}"))"
+    for word in "${words[@]}"; do
+        case $word in
+        -l*) libraries+=("$word") ;;
+        "$work/out/"*) output=$word ;;
+        -o | *.c) ;;
+        *) compile+=("$word") ;;
+        esac
+    done
+    for word in "${words[@]}"; do
+        [[ $word == *.c ]] || continue
+        object=${word//\//_}.o
+        if [ "$word" = "$2" ] || [[ $2 == *.h ]]; then
+            object=$work/out/$object
+        else
+            object=$cache/$object
+        fi
+        [ -e "$object" ] || "${compile[@]}" -c "$word" -o "$object" || return 1
+        objects+=("$object")
+    done
+    "${compile[@]}" "${objects[@]}" "${libraries[@]}" -o "$output"
+}
+
+# test_fails NAME [MUTATED-FILE]. 0: the test failed; 1: it passed; 2: it could not be built.
 test_fails()
 {
-    (cd "$work/tree" && eval "$(fill "${builds[$1]}")") >"$work/log" 2>&1 || return 2
+    (cd "$work/tree" && build_test "$1" "${2:-}") >"$work/log" 2>&1 || return 2
     ! (cd "$work/out" && timeout -k 5 $limit_s bash -c "$(fill "${runs[$1]}")") >"$work/log" 2>&1
 }
 
@@ -115,7 +144,7 @@ check_mutant()
         complain "$rule" STALE "$what: its text does not occur exactly once in $file"
         return
     fi
-    test_fails "$test_name"
+    test_fails "$test_name" "$file"
     case $? in
     0) caught=$((caught + 1)); complain "$rule" caught "$what (by $test_name)" ;;
     1) complain "$rule" SURVIVED "$what (test $test_name passes)" ;;
