@@ -53,35 +53,18 @@ bool chaos_crew_fail_late(struct chaos_crew *crew, const char *what)
 
 /* ---- processes ---- */
 
-static char *argument(const char *string)
-{
-    return (char *)(uintptr_t)string; /* exec takes char *const[], and does not write */
-}
-
 static bool start_rank(struct chaos_crew *crew, int32_t rank)
 {
-    char program[PATH_MAX], path[64];
-    ssize_t length = readlink("/proc/self/exe", program, sizeof program - 1);
-    program[length < 0 ? 0 : length] = '\0';
-    snprintf(path, sizeof path, "/proc/%d/fd/%d", (int)getpid(), crew->board_fd);
-    char *arguments[] = {program, argument("chaos"), argument("rank"), path, NULL};
-    struct process_plan plan = {.arguments = arguments,
-                                .rank = rank,
-                                .ranks = crew->options->shape.ranks,
-                                .store = store_server_connect(crew->server),
-                                .out = -1,
-                                .err = crew->log_fd};
-    if (plan.store < 0)
-        return chaos_crew_fail(crew, CHAOS_ERRED, "rank %d cannot be started: a socket pair: %s", rank,
-                               strerror(errno));
-    sigprocmask(SIG_SETMASK, NULL, &plan.mask);
     crew->wrong += atomic_load(&crew->board->seat[rank].wrong);
     chaos_seat_clear(&crew->board->seat[rank]);
-    pid_t pid = process_start(&plan);
-    int saved = errno;
-    close(plan.store);
+    pid_t pid = process_start_rank(&(struct process_rank){.command = "chaos",
+                                                          .board = crew->board_fd,
+                                                          .server = crew->server,
+                                                          .rank = rank,
+                                                          .ranks = crew->options->shape.ranks,
+                                                          .err = crew->log_fd});
     if (pid < 0)
-        return chaos_crew_fail(crew, CHAOS_ERRED, "rank %d cannot be started: %s", rank, strerror(saved));
+        return chaos_crew_fail(crew, CHAOS_ERRED, "rank %d cannot be started: %s", rank, strerror(errno));
     crew->pid[rank] = pid;
     return true;
 }

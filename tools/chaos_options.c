@@ -74,11 +74,6 @@ static const char text[] =
 
 /* ---- single options ---- */
 
-static int32_t number(struct argp_state *state, const char *option, const char *value, int32_t least, int32_t most)
-{
-    return (int32_t)tool_number(state, option, value, (uint64_t)least, (uint64_t)most);
-}
-
 static enum chaos_kind kind_named(struct argp_state *state, const char *name)
 {
     for (int kind = 0; kind < CHAOS_KINDS; kind++)
@@ -117,15 +112,17 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
     struct chaos_options *o = state->input;
     struct chaos_shape *s = &o->shape;
     switch (key) {
-    case 'T': o->trials = number(state, "trials", value, 1, CHAOS_MAX_TRIALS); return 0;
+    case 'T': o->trials = tool_number32(state, "trials", value, 1, CHAOS_MAX_TRIALS); return 0;
     case 'K': set_kinds(state, o, value); return 0;
     case 's': s->seed = tool_number(state, "seed", value, 0, INT64_MAX); return 0;
-    case 'n': s->ranks = number(state, "ranks", value, LEAST_RANKS, MUSTER_MAX_RANKS); return 0;
-    case 't': s->tokens = number(state, "tokens", value, 1, MOST_TOKENS); return 0;
-    case 'H': s->hidden = number(state, "hidden", value, 8, MOST_HIDDEN); return 0;
-    case 'k': s->topk = number(state, "topk", value, 1, MUSTER_EP_MAX_TOPK); return 0;
-    case 'e': s->slots = number(state, "experts", value, 1, MOST_EXPERTS); return 0;
-    case KEY_TIMEOUT: s->timeout_ms = number(state, "timeout-ms", value, LEAST_TIMEOUT_MS, MOST_TIMEOUT_MS); return 0;
+    case 'n': s->ranks = tool_number32(state, "ranks", value, LEAST_RANKS, MUSTER_MAX_RANKS); return 0;
+    case 't': s->tokens = tool_number32(state, "tokens", value, 1, MOST_TOKENS); return 0;
+    case 'H': s->hidden = tool_number32(state, "hidden", value, 8, MOST_HIDDEN); return 0;
+    case 'k': s->topk = tool_number32(state, "topk", value, 1, MUSTER_EP_MAX_TOPK); return 0;
+    case 'e': s->slots = tool_number32(state, "experts", value, 1, MOST_EXPERTS); return 0;
+    case KEY_TIMEOUT:
+        s->timeout_ms = tool_number32(state, "timeout-ms", value, LEAST_TIMEOUT_MS, MOST_TIMEOUT_MS);
+        return 0;
     case 'j': o->json = true; return 0;
     case KEY_SPOIL: s->spoil = true; return 0;
     case ARGP_KEY_END: check_configs(state, s); return 0;

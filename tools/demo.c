@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "core/error.h"
+#include "process.h"
 #include "tool.h"
 #include "view.h"
 
@@ -154,9 +155,9 @@ static muster_status read_model(struct demo *d)
 
 static bool prepare(struct demo *d)
 {
-    ssize_t length = readlink("/proc/self/exe", d->program, sizeof d->program - 1);
-    if (length < 0 || read_model(d) != MUSTER_OK) {
-        fprintf(stderr, "muster demo: %s\n", length < 0 ? strerror(errno) : muster_last_error());
+    bool found = process_self(d->program);
+    if (!found || read_model(d) != MUSTER_OK) {
+        fprintf(stderr, "muster demo: %s\n", found ? muster_last_error() : strerror(errno));
         return false;
     }
     choose_faults(&d->options, d->model.num_hidden_layers);

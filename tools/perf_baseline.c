@@ -14,6 +14,7 @@
 #include "core/clock.h"
 #include "muster/ep.h"
 #include "perf.h"
+#include "process.h"
 
 #define SECOND_NS UINT64_C(1000000000)
 #define START_NS (30 * SECOND_NS)
@@ -53,11 +54,10 @@ static bool has_counterpart(struct perf_run *run)
 static bool find_program(struct perf_baseline *b, char program[PATH_MAX])
 {
     static const char name[] = "muster_perf_mpi";
-    ssize_t length = readlink("/proc/self/exe", program, PATH_MAX - sizeof name);
-    program[length < 0 ? 0 : length] = '\0';
-    char *slash = strrchr(program, '/');
-    strcpy(slash ? slash + 1 : program, name);
-    if (access(program, X_OK) == 0)
+    char *slash = process_self(program) ? strrchr(program, '/') : NULL;
+    char *end = slash ? slash + 1 : program;
+    bool fits = (size_t)snprintf(end, (size_t)(program + PATH_MAX - end), "%s", name) == strlen(name);
+    if (fits && access(program, X_OK) == 0)
         return true;
     return refuse(b, "%s is not beside this tool; it is built where Open MPI is installed", name);
 }

@@ -23,40 +23,16 @@
 
 /* ---- ranks ---- */
 
-static char *argument(const char *string)
-{
-    return (char *)(uintptr_t)string; /* exec takes char *const[], and does not write */
-}
-
-static pid_t start_rank(struct perf_run *run, int32_t rank, const char *program)
-{
-    char path[64];
-    snprintf(path, sizeof path, "/proc/%d/fd/%d", (int)getpid(), run->board_fd);
-    char *arguments[] = {argument(program), argument("perf"), argument("rank"), path, NULL};
-    struct process_plan plan = {.arguments = arguments,
-                                .rank = rank,
-                                .ranks = run->options.shape.ranks,
-                                .store = store_server_connect(run->server),
-                                .out = -1,
-                                .err = -1};
-    if (plan.store < 0)
-        return -1;
-    sigprocmask(SIG_SETMASK, NULL, &plan.mask);
-    pid_t pid = process_start(&plan);
-    int saved = errno;
-    close(plan.store);
-    errno = saved;
-    return pid;
-}
-
 static bool start_ranks(struct perf_run *run)
 {
-    char program[PATH_MAX];
-    ssize_t length = readlink("/proc/self/exe", program, sizeof program - 1);
-    program[length < 0 ? 0 : length] = '\0';
     perf_board_expect(run->board);
     for (int32_t r = 0; r < run->options.shape.ranks; r++) {
-        pid_t pid = start_rank(run, r, program);
+        pid_t pid = process_start_rank(&(struct process_rank){.command = "perf",
+                                                              .board = run->board_fd,
+                                                              .server = run->server,
+                                                              .rank = r,
+                                                              .ranks = run->options.shape.ranks,
+                                                              .err = -1});
         if (pid < 0) {
             perf_board_fail(run->board, "rank %d cannot be started: %s", r, strerror(errno));
             return false;

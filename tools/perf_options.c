@@ -102,11 +102,6 @@ static int32_t choose(struct argp_state *state, const char *option, const char *
     return 0;
 }
 
-static int32_t number(struct argp_state *state, const char *option, const char *value, int32_t least, int32_t most)
-{
-    return (int32_t)tool_number(state, option, value, (uint64_t)least, (uint64_t)most);
-}
-
 static void set_tokens(struct argp_state *state, struct perf_shape *shape, const char *list)
 {
     char copy[256], *rest = copy, *one;
@@ -116,7 +111,7 @@ static void set_tokens(struct argp_state *state, struct perf_shape *shape, const
     while ((one = strsep(&rest, ","))) {
         if (shape->token_counts == PERF_MAX_TOKEN_COUNTS)
             argp_error(state, "--tokens has more than %d counts", PERF_MAX_TOKEN_COUNTS);
-        shape->tokens[shape->token_counts++] = number(state, "tokens", one, 1, MOST_TOKENS);
+        shape->tokens[shape->token_counts++] = tool_number32(state, "tokens", one, 1, MOST_TOKENS);
     }
 }
 
@@ -128,11 +123,11 @@ static error_t parse_shape(int key, char *value, struct argp_state *state, struc
     static const char *const fillings[] = {"nothing", "copy", NULL};
     static const char *const backends[] = {"cpu", "cuda", NULL};
     switch (key) {
-    case 'n': s->ranks = number(state, "ranks", value, 1, MUSTER_MAX_RANKS); return 0;
+    case 'n': s->ranks = tool_number32(state, "ranks", value, 1, MUSTER_MAX_RANKS); return 0;
     case 't': set_tokens(state, s, value); return 0;
-    case 'H': s->hidden = number(state, "hidden", value, 4, PERF_MAX_HIDDEN); return 0;
-    case 'k': s->topk = number(state, "topk", value, 1, MUSTER_EP_MAX_TOPK); return 0;
-    case 'e': s->experts = number(state, "experts", value, 1, 65536); return 0;
+    case 'H': s->hidden = tool_number32(state, "hidden", value, 4, PERF_MAX_HIDDEN); return 0;
+    case 'k': s->topk = tool_number32(state, "topk", value, 1, MUSTER_EP_MAX_TOPK); return 0;
+    case 'e': s->experts = tool_number32(state, "experts", value, 1, 65536); return 0;
     case 'B': s->cuda = choose(state, "backend", value, backends); return 0;
     case KEY_FLUSH: s->flush = true; return 0;
     case KEY_NO_FAULT_TOLERANCE: s->no_fault_tolerance = true; return 0;
@@ -238,9 +233,9 @@ static error_t parse_option(int key, char *value, struct argp_state *state)
 {
     struct perf_options *o = state->input;
     switch (key) {
-    case 'i': o->iterations = number(state, "iterations", value, 1, MOST_ITERATIONS); return 0;
-    case 'w': o->warmup = number(state, "warmup", value, 0, MOST_ITERATIONS); return 0;
-    case 'b': o->blocks = number(state, "blocks", value, 1, PERF_MAX_BLOCKS); return 0;
+    case 'i': o->iterations = tool_number32(state, "iterations", value, 1, MOST_ITERATIONS); return 0;
+    case 'w': o->warmup = tool_number32(state, "warmup", value, 0, MOST_ITERATIONS); return 0;
+    case 'b': o->blocks = tool_number32(state, "blocks", value, 1, PERF_MAX_BLOCKS); return 0;
     case 'j': o->json = true; return 0;
     case KEY_NO_BASELINE: o->baseline = false; return 0;
     case ARGP_KEY_END: complete(state, o); return 0;

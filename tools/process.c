@@ -11,6 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "control/store_server.h"
 #include "core/clock.h"
 
 extern char **environ;
@@ -110,6 +111,38 @@ pid_t process_start(const struct process_plan *plan)
     free(environment);
     if (pid > 0)
         setpgid(pid, pid); /* here too, so that a signal to the group cannot come before there is one */
+    errno = saved;
+    return pid;
+}
+
+bool process_self(char path[PATH_MAX])
+{
+    ssize_t length = readlink("/proc/self/exe", path, PATH_MAX - 1);
+    path[length < 0 ? 0 : length] = '\0';
+    return length >= 0;
+}
+
+static char *argument(const char *string)
+{
+    return (char *)(uintptr_t)string; /* exec takes char *const[], and does not write */
+}
+
+pid_t process_start_rank(const struct process_rank *rank)
+{
+    char program[PATH_MAX], board[64];
+    snprintf(board, sizeof board, "/proc/%d/fd/%d", (int)getpid(), rank->board);
+    char *arguments[] = {program, argument(rank->command), argument("rank"), board, NULL};
+    struct process_plan plan = {
+        .arguments = arguments, .rank = rank->rank, .ranks = rank->ranks, .out = -1, .err = rank->err};
+    if (!process_self(program))
+        return -1;
+    plan.store = store_server_connect(rank->server);
+    if (plan.store < 0)
+        return -1;
+    sigprocmask(SIG_SETMASK, NULL, &plan.mask);
+    pid_t pid = process_start(&plan);
+    int saved = errno;
+    close(plan.store);
     errno = saved;
     return pid;
 }

@@ -3,7 +3,9 @@
 #ifndef TOOLS_PROCESS_H
 #define TOOLS_PROCESS_H
 
+#include <limits.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
 
@@ -18,6 +20,23 @@ struct process_plan {
 
 /* The process, in a process group of its own with the same number; -1 with errno. */
 pid_t process_start(const struct process_plan *plan);
+
+/* The file that this process runs. False with errno. */
+bool process_self(char path[PATH_MAX]);
+
+struct store_server;
+
+/* This tool once more, as one rank of what it measures or tortures: `TOOL COMMAND rank BOARD`. */
+struct process_rank {
+    const char *command;
+    int board; /* descriptor of the memory that it shares with us: BOARD is a path to it */
+    struct store_server *server; /* gets a connection to the rank */
+    int32_t rank, ranks;
+    int err; /* as in process_plan */
+};
+
+/* As process_start(), with the signal mask that we have. */
+pid_t process_start_rank(const struct process_rank *rank);
 
 /* A signal to the process and all that share its group. */
 void process_signal(pid_t pid, int signal);

@@ -14,3 +14,8 @@ uint64_t tool_number(struct argp_state *state, const char *option, const char *t
                    (unsigned long long)minimum, (unsigned long long)maximum);
     return value;
 }
+
+int32_t tool_number32(struct argp_state *state, const char *option, const char *text, int32_t minimum, int32_t maximum)
+{
+    return (int32_t)tool_number(state, option, text, (uint64_t)minimum, (uint64_t)maximum);
+}

@@ -25,4 +25,7 @@ int tool_worker(int argc, char **argv);
 uint64_t tool_number(struct argp_state *state, const char *option, const char *text, uint64_t minimum,
                      uint64_t maximum);
 
+/* The same, where neither is negative. */
+int32_t tool_number32(struct argp_state *state, const char *option, const char *text, int32_t minimum, int32_t maximum);
+
 #endif

@@ -32,8 +32,9 @@ static const struct config_setting settings[CONFIG_KEYS] = {
                          "a rank stops when it has heard nothing from the store for this long"},
     [CONFIG_SPIN] = {"MUSTER_SPIN", "", "polls", 0, 1000000000,
                      "polls before a waiting rank gives its core away; default: 20000 with a core per rank, else 200"},
-    [CONFIG_MULTIPROCESSORS] = {"MUSTER_MULTIPROCESSORS", "0", "", 0, 1024,
-                                "multiprocessors of a GPU that the kernels of a rank may use; 0: all"},
+    [CONFIG_MULTIPROCESSORS] =
+        {"MUSTER_MULTIPROCESSORS", "0", "", 0, 1024,
+         "multiprocessors of a GPU that a rank's kernels may use; 0: all; they take four at least"},
     [CONFIG_LOG] = {"MUSTER_LOG", "warn", "", 0, 0, "how much is told on stderr: error, warn, info or debug"},
     [CONFIG_TRACE] = {"MUSTER_TRACE", "", "", 0, 0, "file for Chrome trace events, written at the end; %r = rank"},
     [CONFIG_FAULT] = {"MUSTER_FAULT", "", "", 0, 0, "fault point to arm: POINT:KILL|STOP|NONE[:COUNT] (for tests)"},

@@ -3,39 +3,10 @@
 # `muster chaos cpu`: survivors survive, and what it says of them is complete and can be parsed; a wrong byte, a group that
 # hangs and a survivor with an error are seen.
 set -u
-muster=$1
-failed=0
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
+. "$(dirname "$0")/checks.sh"
 
-complain() {
-    failed=1
-    echo "FAILED: $*"
-    sed 's/^/    out: /' "$folder/out" | head -n 12 | cut -c1-200
-    sed 's/^/    err: /' "$folder/err" | head -n 12 | cut -c1-300
-}
-
-# call STATUS ARGUMENTS...: output in $folder/out and $folder/err
-call() {
-    local wanted=$1 got
-    shift
-    timeout -k 5 60 "$muster" "$@" >"$folder/out" 2>"$folder/err"
-    got=$?
-    [ "$got" = "$wanted" ] || complain "exit status $got, wanted $wanted: $*"
-}
-
-says() { grep -qE -e "$2" "$folder/$1" || complain "there is no \"$2\" in $1"; }
-quiet() { [ ! -s "$folder/err" ] || complain "something is on stderr"; }
-
-# The object of a kind, each in a line of its own; field KIND NAME: a member of it. Without python3 only the text is looked at.
-if command -v python3 >/dev/null 2>&1; then
-    parses() { python3 -c 'import json, sys; [json.loads(line) for line in sys.stdin]' <"$folder/out" || complain "no JSON"; }
-else
-    parses() { says out '^\{.*\}$'; }
-fi
-field() { grep -F "\"kind\": \"$1\"" "$folder/out" | grep -oE "\"$2\": (\"[^\"]*\"|[^,}]*)" | cut -d ' ' -f 2- | tr -d '"'; }
-is() { [ "$(field "$1" "$2")" = "$3" ] || complain "$1: $2 is \"$(field "$1" "$2")\", wanted \"$3\""; }
-above() { awk -v a="$(field "$1" "$2")" -v b="$3" 'BEGIN { exit !(a + 0 > b) }' || complain "$1: $2 is not above $3"; }
+# The object of a kind.
+object() { grep -F "\"kind\": \"$1\"" "$folder/out"; }
 
 campaign() {
     call 0 chaos cpu --trials 20 --ranks 3 --timeout-ms 150 --json

@@ -3,17 +3,7 @@
 # `muster perf ep --backend cuda` on small shapes, in every mode: no value is wrong, and each row has what readers of the
 # JSON rely on. Needs two GPUs; elsewhere it says why it cannot be done.
 set -u
-muster=$1
-failed=0
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-
-complain() {
-    failed=1
-    echo "FAILED: $*"
-    sed 's/^/    out: /' "$folder/out" | head -n 12 | cut -c1-400
-    sed 's/^/    err: /' "$folder/err" | head -n 12 | cut -c1-400
-}
+. "$(dirname "$0")/checks.sh"
 
 quick="--json --no-baseline --blocks 1 --iterations 2 --warmup 1"
 
@@ -28,11 +18,6 @@ if [ "$status" != 0 ] && grep -qE 'there is no GPU|number of GPUs here|CUDA back
     exit 77
 fi
 [ "$status" = 0 ] || complain "exit status $status"
-
-# field LINE NAME: a member of the object in that line
-field() { sed -n "$1p" "$folder/out" | grep -oE "\"$2\": (\"[^\"]*\"|[^,}]*)" | head -n 1 | cut -d ' ' -f 2- | tr -d '"'; }
-is() { [ "$(field "$1" "$2")" = "$3" ] || complain "line $1: $2 is \"$(field "$1" "$2")\", wanted \"$3\""; }
-above() { awk -v a="$(field "$1" "$2")" -v b="$3" 'BEGIN { exit !(a > b) }' || complain "line $1: $2 is not above $3"; }
 
 keys="op backend ranks tokens hidden topk experts dtype combine ft dispatch_us combine_us pair_graph_us link_gbs sms exchange_mb"
 

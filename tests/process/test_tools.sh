@@ -2,42 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # `muster info` and `muster perf ep`: what they say is complete, right, and can be parsed; with and without Open MPI.
 set -u
-muster=$1
-failed=0
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-
-complain() {
-    failed=1
-    echo "FAILED: $*"
-    sed 's/^/    out: /' "$folder/out" | head -n 12 | cut -c1-200
-    sed 's/^/    err: /' "$folder/err" | head -n 12 | cut -c1-200
-}
-
-# call STATUS ARGUMENTS...: output in $folder/out and $folder/err
-call() {
-    local wanted=$1 got
-    shift
-    timeout -k 5 120 "$muster" "$@" >"$folder/out" 2>"$folder/err"
-    got=$?
-    [ "$got" = "$wanted" ] || complain "exit status $got, wanted $wanted: $*"
-}
-
-says() { grep -qE -e "$2" "$folder/$1" || complain "there is no \"$2\" in $1"; }
-says_not() { grep -qE -e "$2" "$folder/$1" && complain "there is \"$2\" in $1"; }
-
-# Each line of `out` an object in JSON; lines_are N counts them. Without python3 only the text is looked at.
-if command -v python3 >/dev/null 2>&1; then
-    parses() { python3 -c 'import json, sys; [json.loads(line) for line in sys.stdin]' <"$folder/out" || complain "no JSON"; }
-else
-    parses() { says out '^\{.*\}$'; }
-fi
-lines_are() { [ "$(wc -l <"$folder/out")" = "$1" ] || complain "$(wc -l <"$folder/out") lines, wanted $1"; }
-
-# field LINE NAME: a member of the object in that line
-field() { sed -n "$1p" "$folder/out" | grep -oE "\"$2\": (\"[^\"]*\"|[^,}]*)" | head -n 1 | cut -d ' ' -f 2- | tr -d '"'; }
-is() { [ "$(field "$1" "$2")" = "$3" ] || complain "line $1: $2 is \"$(field "$1" "$2")\", wanted \"$3\""; }
-above() { awk -v a="$(field "$1" "$2")" -v b="$3" 'BEGIN { exit !(a > b) }' || complain "line $1: $2 is not above $3"; }
+. "$(dirname "$0")/checks.sh"
 
 # All there are, from where the library has them.
 settings=$(sed -n 's/.*{"MUSTER_\([A-Z_]*\)", .*/\1/p' "$(dirname "$0")/../../src/core/config.c")
