@@ -23,6 +23,7 @@ static muster_status memory_open_device(struct muster_group *g)
         .first_sequence = group_first_sequence(g),
         .fault_tolerance = !g->config.no_fault_tolerance,
         .multiprocessors = (int32_t)config_number(CONFIG_MULTIPROCESSORS),
+        .plan = (int32_t)config_number(CONFIG_PLAN),
         .error = error_set,
     };
     muster_status status = device_load(&g->device_ops);

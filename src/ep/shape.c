@@ -163,6 +163,12 @@ static void make_return(struct exchange_shape *shape)
     shape->return_bytes = shape->return_scales + round_up(scale_bytes(shape->hidden), ROW_ALIGNMENT);
 }
 
+static int32_t told_words(const struct exchange_shape *shape)
+{
+    int32_t counts = shape->expert_major ? shape->slots : shape->flat ? shape->ranks : 0;
+    return EXCHANGE_TOLD_COUNTS + counts / 2 + counts % 2;
+}
+
 /* Nothing here depends on how many tokens a step has: a slow rank of one step and a fast one of the next agree. */
 static void make_offsets(const muster_ep_config *config, uint64_t begin, struct exchange_shape *shape)
 {
@@ -178,15 +184,14 @@ static void make_offsets(const muster_ep_config *config, uint64_t begin, struct 
     make_arrays(config, shape, &next);
     shape->results = take(&next, shape->exact ? 0 : rows * shape->return_bytes);
     shape->home = take(&next, shape->exact ? routes * shape->return_bytes : 0);
+    shape->told = take(&next, ranks * (uint64_t)shape->told_words * sizeof(struct exchange_word));
     shape->row_index = take(&next, ranks * routes * sizeof(int32_t));
     shape->row_flag = take(&next, rows * sizeof(uint64_t));
-    shape->slot_counts = take(&next, ranks * (uint64_t)shape->slots * sizeof(int32_t));
     shape->arrived = keeps_results(shape) ? take(&next, rows * shape->return_bytes) : shape->results;
     shape->arrived_flag = take(&next, rows * sizeof(uint64_t));
     shape->state = take(&next, EXCHANGE_STATE_BYTES);
     shape->rows_from = take(&next, ranks * sizeof(int32_t));
     shape->rows_before = take(&next, ranks * sizeof(int32_t));
-    shape->slot_begin = take(&next, ranks * (uint64_t)shape->slots * sizeof(int32_t));
     shape->token_ranks = take(&next, (uint64_t)shape->tokens * 2 * sizeof(uint64_t));
     shape->token_slots = take(&next, routes * sizeof(int32_t));
     shape->token_weights = take(&next, routes * sizeof(float));
@@ -211,6 +216,7 @@ void shape_make(const muster_ep_config *config, int32_t ranks, uint64_t begin, s
         .result_bytes = (size_t)config->hidden * (config->dtype.bits / 8u),
     };
     type_of(config->dtype, &shape->type);
+    shape->told_words = told_words(shape);
     make_return(shape);
     make_offsets(config, begin, shape);
 }

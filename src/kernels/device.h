@@ -26,6 +26,7 @@ struct device_config {
     uint64_t first_sequence; /* of a new epoch */
     bool fault_tolerance; /* false: kernels without any check (promise 10) */
     int32_t multiprocessors; /* that kernels may use; 0: all */
+    int32_t plan; /* MUSTER_PLAN */
     muster_status (*error)(muster_status status, const char *format, ...);
 };
 

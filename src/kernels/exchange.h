@@ -32,6 +32,17 @@ struct exchange_line {
     uint32_t pad[7];
 };
 
+/* A value with its flag: 16 bytes that are written and read at once. For backends that have such accesses. */
+struct exchange_word {
+    uint64_t value, stamp;
+};
+
+/*
+ * What a rank tells another before its rows, a word each: its mask (two words), its step's number in the epoch, how many
+ * rows come. Then counts, two to a word: expert-major the routes to each of the other's slots, flat the rows to each rank.
+ */
+enum { EXCHANGE_TOLD_MASK, EXCHANGE_TOLD_STEP = EXCHANGE_TOLD_MASK + 2, EXCHANGE_TOLD_ROWS, EXCHANGE_TOLD_COUNTS };
+
 enum { EXCHANGE_MAX_ARRAYS = 2 + MUSTER_EP_MAX_PAYLOADS, EXCHANGE_STATE_BYTES = 256 };
 
 /* The types of elements that are added up: IEEE half and single precision, and bfloat16. */
@@ -64,9 +75,10 @@ struct exchange_shape {
     uint64_t home; /* exact: [T][K] rows, written by the ranks of the experts */
 
     /* Only for backends that push results home and wait for single rows; others leave these untouched. */
-    uint64_t row_index; /* [R][T][K] int32: which of its source's rows in that slot a route is */
-    uint64_t row_flag; /* [R][T] flags: row j of a rank has come */
-    uint64_t slot_counts; /* [R][S] int32: rows of a source for each local slot */
+    uint64_t told; /* [R][told_words] words: see EXCHANGE_TOLD_MASK */
+    int32_t told_words;
+    uint64_t row_index; /* [R][T][K] int32: which of its source's rows in that slot a route is; once laid out, of all */
+    uint64_t row_flag; /* [R][T] flags: a row has come */
     uint64_t arrived; /* reduced: [R][T] rows: what each rank adds to this rank's token */
     uint64_t arrived_flag; /* [R][T] flags: a rank has sent all that it owes to this rank's token */
 
@@ -74,7 +86,6 @@ struct exchange_shape {
     uint64_t state; /* EXCHANGE_STATE_BYTES; all zero before the first pair */
     uint64_t rows_from; /* [R] int32: rows received from each rank; 0 for ranks that take no part */
     uint64_t rows_before; /* [R] int32; flat: rows received from the ranks before each */
-    uint64_t slot_begin; /* [S][R] int32; expert-major: first row of a source within a slot */
     uint64_t token_ranks; /* [T][2]: the ranks that own routes of a token: who owes it something */
     uint64_t token_slots; /* [T][K] int32: global slot of each route that was sent, otherwise -1 */
     uint64_t token_weights; /* [T][K] fp32: their weights */

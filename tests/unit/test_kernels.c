@@ -702,11 +702,11 @@ static void areas_do_not_overlap(void **state)
     config.payload[0] = (muster_ep_payload){"one", 3, {MUSTER_TYPE_UINT, 8, 1}};
     struct exchange_shape s;
     shape_make(&config, RANKS, 4096, &s);
-    const uint64_t begin[] = {s.dispatch_line, s.combine_line,    s.loads,           s.row_token,       s.row_slot,
-                              s.row_weight,    s.array[0].offset, s.array[1].offset, s.array[2].offset, s.results,
-                              s.home,          s.row_index,       s.row_flag,        s.slot_counts,     s.arrived,
-                              s.arrived_flag,  s.state,           s.rows_from,       s.slot_begin,      s.token_ranks,
-                              s.token_slots,   s.token_weights};
+    const uint64_t begin[] = {
+        s.dispatch_line,   s.combine_line,    s.loads,           s.row_token,    s.row_slot, s.row_weight,
+        s.array[0].offset, s.array[1].offset, s.array[2].offset, s.results,      s.home,     s.told,
+        s.row_index,       s.row_flag,        s.arrived,         s.arrived_flag, s.state,    s.rows_from,
+        s.rows_before,     s.token_ranks,     s.token_slots,     s.token_weights};
     const uint64_t bytes[] = {RANKS * 64,
                               RANKS * 64,
                               RANKS * RANKS * SLOTS * 4,
@@ -718,14 +718,14 @@ static void areas_do_not_overlap(void **state)
                               RANKS * TOKENS * 3,
                               RANKS * TOKENS * HIDDEN * 4,
                               0,
+                              RANKS * 4 * 16,
                               RANKS * TOKENS * TOPK * 4,
                               RANKS * TOKENS * 8,
-                              RANKS * SLOTS * 4,
                               RANKS * TOKENS * HIDDEN * 4,
                               RANKS * TOKENS * 8,
                               EXCHANGE_STATE_BYTES,
                               RANKS * 4,
-                              RANKS * SLOTS * 4,
+                              RANKS * 4,
                               TOKENS * 16,
                               TOKENS * TOPK * 4,
                               TOKENS * TOPK * 4};

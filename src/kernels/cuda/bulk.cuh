@@ -106,11 +106,46 @@ __device__ __forceinline__ void bulk_reuse()
     __syncwarp();
 }
 
+/* A row of any length through the stage, to where each lane wants it (`to`; NULL: nowhere). The whole warp. */
+__device__ inline void bulk_move(struct bulk_stage *stage, const unsigned char *from, size_t bytes, unsigned char *to)
+{
+    for (size_t at = 0; at < bytes; at += stage->bytes) {
+        uint32_t part = bytes - at < stage->bytes ? (uint32_t)(bytes - at) : stage->bytes;
+        bulk_reuse();
+        bulk_load(stage, from + at, part);
+        bulk_wait(stage);
+        bulk_store(stage, to ? to + at : NULL, part);
+    }
+}
+
+/*
+ * Waits until all that was stored from the stage, but for the newest bulk_store(), is stored: flags may be raised then by
+ * the lanes that had places. The whole warp.
+ */
+__device__ __forceinline__ void bulk_settle()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.wait_group 1;" ::: "memory");
+    asm volatile("fence.proxy.async;" ::: "memory");
+#endif
+    __syncwarp();
+}
+
+/* What the lanes have written into the stage may be stored from it. The whole warp. */
+__device__ __forceinline__ void bulk_filled()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+    __syncwarp();
+}
+
 /* Waits until everything that the warp has begun to store is stored. The whole warp. */
 __device__ __forceinline__ void bulk_close(const struct bulk_stage *stage)
 {
 #if __CUDA_ARCH__ >= 900
     asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+    asm volatile("fence.proxy.async;" ::: "memory");
     __syncwarp();
     if ((threadIdx.x & 31) == 0)
         asm volatile("mbarrier.inval.shared::cta.b64 [%0];" ::"r"(bulk_shared(stage->barrier)) : "memory");

@@ -2,8 +2,10 @@
 /* Combine: one kernel, whose blocks send rows home or add up this rank's tokens; a half launches only those it needs. */
 #include "kernels/cuda/combine_receive.cuh"
 #include "kernels/cuda/combine_send.cuh"
+#include "kernels/cuda/combine_stream.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/operations.h"
+#include "kernels/cuda/plan.cuh"
 
 struct combine_work {
     struct cuda_launch launch;
@@ -12,6 +14,9 @@ struct combine_work {
     int32_t tokens;
     enum turn_operation operation;
 };
+
+/* Stages for rows (senders), or what is added up (receivers), where rows are streamed. */
+extern __shared__ __align__(128) unsigned char combine_shared[];
 
 template <bool FT, bool QUANTISED>
 static __device__ void combine_block(const struct combine_work &w, const struct turn *turn)
@@ -41,40 +46,95 @@ static __global__ void __launch_bounds__(OPERATIONS_MAX_THREADS)
     turn_leave<FT>(w.launch, w.operation, &turn);
 }
 
+template <bool FT> static __device__ void combine_stream_block(const struct combine_work &w, const struct turn *turn)
+{
+    const struct cuda_plan &plan = w.launch.plan;
+    int block = (int)blockIdx.x;
+    if (block < plan.send_blocks) {
+        if (block == 0)
+            raise_combine_lines(w.launch, turn);
+        stream_send_block(w.launch, turn, w.send, combine_shared, block, plan.send_blocks);
+        return;
+    }
+    block -= plan.send_blocks;
+    stream_receive_block<FT>(w.launch, turn, w.receive, w.tokens, combine_shared, block, plan.receive_blocks);
+    if (block == 0)
+        await_combine_lines<FT>(w.launch, turn);
+}
+
+template <bool FT>
+static __global__ void __launch_bounds__(OPERATIONS_MAX_THREADS)
+    combine_stream_kernel(const __grid_constant__ struct combine_work w)
+{
+    __shared__ struct turn turn;
+    if (turn_enter<FT>(w.launch, w.operation, &turn))
+        combine_stream_block<FT>(w, &turn);
+    turn_leave<FT>(w.launch, w.operation, &turn);
+}
+
 typedef void combine_function(const struct combine_work);
 
-static combine_function *const combine_kernels[2][2] = {{combine_kernel<false, false>, combine_kernel<false, true>},
-                                                        {combine_kernel<true, false>, combine_kernel<true, true>}};
+static combine_function *const combine_kernels[2][3] = {{combine_kernel<false, false>, combine_kernel<false, true>,
+                                                         combine_stream_kernel<false>},
+                                                        {combine_kernel<true, false>, combine_kernel<true, true>,
+                                                         combine_stream_kernel<true>}};
 
-/* Senders read up to K rows for each that they send, so they get two thirds of the blocks. */
+/* Which of them. */
+static int combine_kind(const struct cuda_launch *launch)
+{
+    if (launch->plan.streams)
+        return 2;
+    return launch->shape.quantise_return == MUSTER_EP_QUANTISE_NONE ? 0 : 1;
+}
+
+/* So many blocks as there are rows to be sent, and tokens to be added up; few of the threads have nothing to do. */
+static void plan_few(const struct exchange_shape *shape, int32_t tokens, struct cuda_plan *plan)
+{
+    int32_t pieces = (int32_t)(shape->result_bytes / SUM_PIECE);
+    plan->send_blocks = plan_least(plan->send_blocks, shape->tokens * shape->ranks);
+    plan->receive_blocks = plan_least(plan->receive_blocks, tokens > 0 ? tokens : 1);
+    plan->threads = pieces <= 128 ? 128 : plan_least((pieces + 31) / 32 * 32, OPERATIONS_MAX_THREADS);
+}
+
+static void plan_many(const struct exchange_shape *shape, int32_t shared_bytes, struct cuda_plan *plan)
+{
+    plan->streams = true;
+    plan->threads = OPERATIONS_MAX_THREADS;
+    plan->stage_bytes = plan_stage_bytes(shape->return_bytes);
+    plan->stages = plan_least(shared_bytes / plan->stage_bytes, plan->threads / 32);
+    plan->shared_bytes = plan->stages * plan->stage_bytes;
+    int32_t parts_bytes = plan->threads / 32 * (int32_t)sizeof(struct sum_parts);
+    plan->shared_bytes = plan->shared_bytes > parts_bytes ? plan->shared_bytes : parts_bytes;
+}
+
+/*
+ * Few tokens: senders read up to K rows for each that they send, so they get two thirds of the blocks. Many: the link is what
+ * is short, and takes few blocks to fill; adding up takes twice as many.
+ */
 struct cuda_plan combine_plan(const struct exchange_shape *shape, int32_t tokens, const struct cuda_limits *limits)
 {
-    int32_t multiprocessors = limits->multiprocessors;
-    int32_t third = multiprocessors > 3 ? multiprocessors / 3 : 1;
-    size_t pieces = shape->result_bytes / SUM_PIECE;
+    int32_t blocks = limits->multiprocessors, third = blocks > 3 ? blocks / 3 : 1;
+    bool can_stream = !shape->expert_major && !shape->quantise_return;
+    bool streams = can_stream && plan_is_for_many(shape->tokens, limits);
     struct cuda_plan plan = {};
     plan.early = limits->early;
-    plan.send_blocks = multiprocessors > 3 ? multiprocessors - third : 1;
-    if (plan.send_blocks > shape->tokens * shape->ranks)
-        plan.send_blocks = shape->tokens * shape->ranks;
-    plan.receive_blocks = tokens < third ? (tokens > 0 ? tokens : 1) : third;
-    plan.threads = pieces <= 128 ? 128 : (int32_t)((pieces + 31) / 32 * 32);
-    plan.threads = plan.threads < OPERATIONS_MAX_THREADS ? plan.threads : OPERATIONS_MAX_THREADS;
+    plan.receive_blocks = streams && blocks > 3 ? blocks - third : third;
+    plan.send_blocks = blocks > 3 ? blocks - plan.receive_blocks : 1;
+    if (streams)
+        plan_many(shape, limits->shared_bytes, &plan);
+    else
+        plan_few(shape, tokens, &plan);
     return plan;
 }
 
-cudaError_t combine_prepare(void)
+cudaError_t combine_prepare(int ordinal, int32_t *shared_bytes)
 {
-    for (int i = 0; i < 4; i++) {
-        const void *kernel = (const void *)combine_kernels[i / 2][i % 2];
-        cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                                                 cudaSharedmemCarveoutMaxShared); /* what dispatch has left, it finds */
-        struct cudaFuncAttributes attributes;
-        if (error == cudaSuccess)
-            error = cudaFuncGetAttributes(&attributes, kernel); /* loads it */
-        if (error != cudaSuccess)
-            return error;
-    }
+    for (int ft = 0; ft < 2; ft++)
+        for (int kind = 0; kind < 3; kind++) {
+            cudaError_t error = launch_prepare((const void *)combine_kernels[ft][kind], ordinal, shared_bytes);
+            if (error != cudaSuccess)
+                return error;
+        }
     return cudaSuccess;
 }
 
@@ -100,6 +160,5 @@ cudaError_t combine_launch(const struct cuda_launch *launch, const struct combin
         w.receive = *receive;
     else
         w.launch.plan.receive_blocks = 0;
-    combine_function *kernel = combine_kernels[ft][launch->shape.quantise_return != MUSTER_EP_QUANTISE_NONE];
-    return launch_kernel(kernel, w.launch.plan, stream, w);
+    return launch_kernel(combine_kernels[ft][combine_kind(launch)], w.launch.plan, stream, w);
 }

@@ -22,26 +22,24 @@ struct returned_row {
     int32_t k[MUSTER_EP_MAX_TOPK]; /* of each part */
 };
 
-/* Expert-major: the caller's row for route (slot, index) of a source. */
-__device__ __forceinline__ const unsigned char *
-expert_row(const struct cuda_launch &l, const struct combine_send_args &send, int rank, int32_t slot, int32_t index)
+/* Row j of a source, where dispatch put it. */
+__device__ __forceinline__ size_t received_row(const struct cuda_launch &l, int rank, int32_t j)
 {
-    size_t row = (size_t)(l.own.slot_begin[slot * l.shape.ranks + rank] + index);
-    return send.results.data + (size_t)slot * send.block_stride + row * send.results.stride;
+    return l.shape.flat ? (size_t)(l.own.rows_before[rank] + j) : row_at(l.shape, rank, j);
 }
 
 /* Rank-major and flat: the caller's row j for a source; in place if no tensor was given. */
 __device__ __forceinline__ const unsigned char *rank_row(const struct cuda_launch &l, const struct turn *turn,
                                                          const struct combine_send_args &send, int rank, int32_t j)
 {
+    if (!send.results.data)
+        return region_at(turn, turn->rank, l.shape.results) + received_row(l, rank, j) * l.shape.result_bytes;
     if (l.shape.flat)
-        return send.results.data + (size_t)(l.own.rows_before[rank] + j) * send.results.stride;
-    if (send.results.data)
-        return send.results.data + (size_t)rank * send.block_stride + (size_t)j * send.results.stride;
-    return region_at(turn, turn->rank, l.shape.results) + row_at(l.shape, rank, j) * l.shape.result_bytes;
+        return send.results.data + received_row(l, rank, j) * send.results.stride;
+    return send.results.data + (size_t)rank * send.block_stride + (size_t)j * send.results.stride;
 }
 
-/* What the source of a row has stored beside it, as it is: a lane is a route. */
+/* What lies beside a row, as it is: a lane is a route. The index is dispatch's: of the output's row in the slot. */
 struct stored_row {
     int32_t token, slot, index;
     float weight;
@@ -64,12 +62,14 @@ __device__ inline struct stored_row load_row(const struct cuda_launch &l, const 
 }
 
 /* Where the caller's rows for it are: one for each route, in k order. */
-__device__ inline void find_parts(const struct cuda_launch &l, const struct combine_send_args &send, int rank,
-                                  const struct stored_row &in, struct returned_row *out)
+__device__ inline void find_parts(const struct combine_send_args &send, const struct stored_row &in,
+                                  struct returned_row *out)
 {
     int lane = threadIdx.x & 31;
     bool sent = in.slot >= 0;
-    const unsigned char *from = sent ? expert_row(l, send, rank, in.slot, in.index) : NULL;
+    const unsigned char *from = NULL;
+    if (sent)
+        from = send.results.data + (size_t)in.slot * send.block_stride + (size_t)in.index * send.results.stride;
     unsigned routes = __ballot_sync(~0u, sent);
     bool aligned = __all_sync(~0u, copy_width(copy_bits(from)) == 16);
     if (sent) {
@@ -93,11 +93,11 @@ __device__ inline void find_row(const struct cuda_launch &l, const struct turn *
         out->there = j < rows;
     if (j >= rows)
         return;
-    struct stored_row in = load_row(l, turn, row_at(l.shape, rank, j));
+    struct stored_row in = load_row(l, turn, received_row(l, rank, j));
     bool good = in.token >= 0 && in.token < l.shape.tokens && in.slot >= -1 && in.slot < l.shape.slots;
-    good = __all_sync(~0u, good && in.index >= 0 && in.index < rows);
+    good = __all_sync(~0u, good && in.index >= 0 && in.index < l.shape.ranks * l.shape.tokens);
     if (good && l.shape.expert_major)
-        find_parts(l, send, rank, in, out);
+        find_parts(send, in, out);
     if ((threadIdx.x & 31) != 0)
         return;
     out->token = in.token;
@@ -125,7 +125,7 @@ __device__ __forceinline__ void return_parts(const struct exchange_shape &shape,
     if (QUANTISED)
         return_sum(shape, parts, to);
     else
-        sum_row(parts, shape.type, to, shape.result_bytes);
+        sum_row(parts, shape.type, to, shape.result_bytes, threadIdx.x, blockDim.x);
 }
 
 template <bool QUANTISED>

@@ -57,9 +57,10 @@ static muster_status device_choose(struct device *device)
 static cudaError_t device_load_kernels(struct device *device)
 {
     cudaError_t error = step_prepare();
+    device->limits.shared_bytes = OPERATIONS_SHARED_BYTES;
     if (error == cudaSuccess)
         error = dispatch_prepare(device->ordinal, &device->limits.shared_bytes);
-    return error == cudaSuccess ? combine_prepare() : error;
+    return error == cudaSuccess ? combine_prepare(device->ordinal, &device->limits.shared_bytes) : error;
 }
 
 static cudaError_t device_make_control(struct device *device)
@@ -104,6 +105,7 @@ static cudaError_t device_count_multiprocessors(struct device *device)
     else if (error == cudaSuccess) /* alone on the device */
         error = cudaDeviceGetAttribute(&generation, cudaDevAttrComputeCapabilityMajor, device->ordinal);
     device->limits.early = generation >= 9;
+    device->limits.plan = (enum cuda_plan_choice)device->config.plan;
     return error;
 }
 

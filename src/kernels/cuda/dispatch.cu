@@ -4,6 +4,7 @@
 #include "kernels/cuda/dispatch_send.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/operations.h"
+#include "kernels/cuda/plan.cuh"
 
 /* What a launch is given; the halves that are not asked for have no blocks. */
 struct dispatch_work {
@@ -13,20 +14,19 @@ struct dispatch_work {
     enum turn_operation operation;
 };
 
-/* Counts of slots and ranks (senders), or the first rows of slots (receivers). */
+/* See cuda_plan. */
 extern __shared__ __align__(128) unsigned char dispatch_shared[];
 
 template <bool FT> static __device__ void dispatch_block(const struct dispatch_work &w, const struct turn *turn)
 {
     const struct cuda_plan &plan = w.launch.plan;
-    int block = (int)blockIdx.x;
-    struct route_counts counts = {(int32_t *)dispatch_shared + MUSTER_MAX_RANKS, (int32_t *)dispatch_shared};
-    if (block >= plan.send_blocks)
-        receive_block<FT>(w.launch, turn, w.receive, dispatch_shared, block - plan.send_blocks, plan.receive_blocks);
-    else if (block == 0)
-        send_plan_block(w.launch, turn, w.send, counts);
-    else
-        send_push_block(w.launch, turn, w.send, counts, block - 1, plan.send_blocks - 1);
+    int block = (int)blockIdx.x, receiver = plan.shares ? block : block - plan.send_blocks;
+    if (block < plan.send_blocks)
+        send_block<FT>(w.launch, turn, w.send, dispatch_shared, block);
+    if (plan.shares)
+        __syncthreads(); /* the shared memory has another use now */
+    if (receiver >= 0 && receiver < plan.receive_blocks)
+        receive_block<FT>(w.launch, turn, w.receive, dispatch_shared, receiver, plan.receive_blocks);
 }
 
 template <bool FT>
@@ -39,63 +39,61 @@ static __global__ void __launch_bounds__(OPERATIONS_MAX_THREADS)
     turn_leave<FT>(w.launch, w.operation, &turn);
 }
 
-enum {
-    DISPATCH_STAGE_BYTES = 16384, /* longer rows go through in parts */
-    DISPATCH_TABLE_BYTES = (OPERATIONS_MAX_SLOTS + MUSTER_MAX_RANKS) * sizeof(int32_t),
-    DISPATCH_SHARED_BYTES = 220 * 1024 /* of a block, where the device has as much */
-};
-
-static int32_t round_up(size_t bytes, size_t unit)
-{
-    return (int32_t)((bytes + unit - 1) / unit * unit);
-}
-
-/* So many stages as fit behind the table, each for a row of the longest array if that is not too long. */
+/* So many stages as fit behind the tables, each for a row of the longest array if that is not too long. */
 static void plan_stages(const struct exchange_shape *shape, int32_t shared_bytes, struct cuda_plan *plan)
 {
     size_t longest = 16, ranks = (size_t)shape->ranks, slots = (size_t)shape->slots;
     size_t entries = ranks * slots + (slots > MUSTER_MAX_RANKS ? slots : MUSTER_MAX_RANKS);
+    int32_t token_bytes = plan->streams ? (int32_t)sizeof(struct route_token) : 0, warps = plan->threads / 32;
     for (int a = 0; a < shape->arrays; a++)
         longest = shape->array[a].row_bytes > longest ? shape->array[a].row_bytes : longest;
-    plan->table_bytes = round_up(entries * sizeof(int32_t), 128);
-    plan->stage_bytes = longest < DISPATCH_STAGE_BYTES ? round_up(longest, 16) : DISPATCH_STAGE_BYTES;
-    int32_t stages = (shared_bytes - plan->table_bytes) / plan->stage_bytes, warps = plan->threads / 32;
-    plan->receive_warps = stages < warps ? stages : warps;
-    plan->shared_bytes = plan->table_bytes + plan->receive_warps * plan->stage_bytes;
+    plan->table_bytes = plan_round_up(entries * sizeof(int32_t), 128);
+    plan->stage_bytes = plan_stage_bytes(longest);
+    plan->stages = plan_least((shared_bytes - plan->table_bytes - 128) / (plan->stage_bytes + token_bytes), warps);
+    plan->batch_bytes = plan_round_up((size_t)plan->stages * (size_t)token_bytes, 128);
+    plan->shared_bytes = plan->table_bytes + plan->batch_bytes + plan->stages * plan->stage_bytes;
 }
 
-/* Half of the blocks push and half receive; a token more than there are blocks makes runs of tokens longer. */
+/* Few tokens: half of the blocks push and half receive, none without a token or a row. */
+static void plan_few(const struct exchange_shape *shape, int32_t tokens, int32_t multiprocessors,
+                     struct cuda_plan *plan)
+{
+    int32_t half = multiprocessors > 3 ? multiprocessors / 2 : 2, pushing = plan_least(tokens, half - 1);
+    plan->send_blocks = 1 + (pushing > 0 ? pushing : 1);
+    plan->receive_blocks = plan_least(shape->tokens * shape->ranks, half);
+}
+
+/*
+ * Many tokens. Rank-major and flat: a row that has come is where it belongs, or is copied in one piece, so blocks first send
+ * and then receive. Expert-major: each row is copied to several places, which takes as many blocks again.
+ */
+static void plan_many(const struct exchange_shape *shape, int32_t multiprocessors, struct cuda_plan *plan)
+{
+    plan->streams = true;
+    plan->shares = !shape->expert_major;
+    plan->send_blocks = plan->shares ? multiprocessors : multiprocessors / 2;
+    plan->receive_blocks = plan->shares ? multiprocessors : multiprocessors - plan->send_blocks;
+}
+
 struct cuda_plan dispatch_plan(const struct exchange_shape *shape, int32_t tokens, const struct cuda_limits *limits)
 {
-    int32_t half = limits->multiprocessors > 3 ? limits->multiprocessors / 2 : 2;
-    int32_t pushing = tokens < half - 1 ? tokens : half - 1, rows = shape->tokens * shape->ranks;
-    size_t pieces = shape->array[0].row_bytes / 16;
+    size_t row_bytes = shape->array[0].row_bytes, pieces = row_bytes / 16;
+    bool can_stream = row_bytes % 16 == 0; /* the engine takes no other */
     struct cuda_plan plan = {};
     plan.early = limits->early;
-    plan.send_blocks = 1 + (pushing > 0 ? pushing : 1);
-    plan.receive_blocks = rows < half ? rows : half;
     plan.threads = pieces >= 768 ? OPERATIONS_MAX_THREADS : pieces >= 256 ? 512 : 256;
+    if (can_stream && plan_is_for_many(shape->tokens, limits))
+        plan_many(shape, limits->multiprocessors, &plan);
+    else
+        plan_few(shape, tokens, limits->multiprocessors, &plan);
     plan_stages(shape, limits->shared_bytes, &plan);
     return plan;
 }
 
-/* Once per device; returns by how much of its shared memory a block may be given. */
 cudaError_t dispatch_prepare(int ordinal, int32_t *shared_bytes)
 {
-    const void *kernels[] = {(const void *)dispatch_kernel<true>, (const void *)dispatch_kernel<false>};
-    struct cudaFuncAttributes attributes;
-    int most = 0;
-    cudaError_t error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, ordinal);
-    for (const void *kernel : kernels) {
-        if (error == cudaSuccess)
-            error = cudaFuncGetAttributes(&attributes, kernel);
-        if (error != cudaSuccess)
-            return error;
-        int left = most - (int)attributes.sharedSizeBytes;
-        *shared_bytes = left < DISPATCH_SHARED_BYTES ? left : DISPATCH_SHARED_BYTES;
-        error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, *shared_bytes);
-    }
-    return error;
+    cudaError_t error = launch_prepare((const void *)dispatch_kernel<true>, ordinal, shared_bytes);
+    return error == cudaSuccess ? launch_prepare((const void *)dispatch_kernel<false>, ordinal, shared_bytes) : error;
 }
 
 static enum turn_operation dispatch_operation(bool sends, bool receives)

@@ -1,18 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Second half of dispatch: wait for every active rank's line, then for each row, and lay out what came. Warps take rows
- * in the order in which they are sent (row 0 of every source, row 1 of every source, ...), so they wait for what is due.
+ * Second half of dispatch: wait until every active rank has told how many rows it sends, then for each row, and lay out
+ * what came. Warps take rows in the order in which they are sent (row 0 of every source, row 1 of every source, ...), so they
+ * wait for what is due.
  */
 #ifndef CUDA_DISPATCH_RECEIVE_CUH
 #define CUDA_DISPATCH_RECEIVE_CUH
 
 #include "kernels/cuda/bulk.cuh"
-#include "kernels/cuda/dispatch_send.cuh"
 #include "kernels/cuda/operations.h"
+#include "kernels/cuda/region.cuh"
+#include "kernels/cuda/told.cuh"
 
 enum { RECEIVE_MAX_WARPS = OPERATIONS_MAX_THREADS / 32 };
 
-/* What a receiving block knows when the lines have come. In shared memory. */
+/* What a receiving block knows when all have told. In shared memory. */
 struct receiving {
     int32_t rows[MUSTER_MAX_RANKS]; /* from each rank */
     int32_t before[MUSTER_MAX_RANKS + 1]; /* flat: from the ranks before each, and from all */
@@ -20,44 +22,31 @@ struct receiving {
     int32_t *begin; /* [S][R + 1] expert-major: see first_row() */
 };
 
-/* ---------------------------------------------------------------------------------------------------------- the lines */
+/* --------------------------------------------------------------------------------------------------- what was told */
 
-/*
- * X8, X9: whether a peer's dispatch is the other half of this one: sent in the same step, for the same ranks, with a
- * possible number of rows. One thread. On failure the step is void.
- */
-__device__ inline bool accept_line(const struct cuda_launch &l, const struct turn *turn, int rank, int32_t *rows)
+/* Where the rows of slot s begin that came from `rank`; with rank == ranks, where they all end. */
+__device__ __forceinline__ int32_t &first_row(const struct receiving *r, int ranks, int32_t s, int rank)
 {
-    const volatile struct exchange_line *line = line_at(turn, turn->rank, l.shape.dispatch_line, rank);
-    uint32_t count = line->rows;
-    bool same_mask = line->mask[0] == turn->mask.word[0] && line->mask[1] == turn->mask.word[1];
-    *rows = (int32_t)count;
-    if (line->step != turn->number) {
-        turn_fail(l, MUSTER_REASON_REFUSED, MUSTER_PHASE_DISPATCH, rank, turn->epoch, 0);
-        return false;
-    }
-    if (same_mask && count <= (uint32_t)l.shape.tokens)
-        return true;
-    turn_fail(l, MUSTER_REASON_VALUE, MUSTER_PHASE_DISPATCH, rank, turn->epoch, count);
-    return false;
+    return r->begin[s * (ranks + 1) + rank];
 }
 
-/* A thread for each rank. A rank outside the mask reads as zero rows (X7). */
-template <bool FT>
-__device__ inline bool await_lines(const struct cuda_launch &l, const struct turn *turn, struct receiving *r)
+/* Expert-major: two routes' counts, kept where the first rows will be. */
+__device__ __forceinline__ void hear_counts(const struct cuda_launch &l, struct receiving *r, int rank, int32_t slot,
+                                            uint64_t value)
 {
-    bool good = true;
-    for (int rank = threadIdx.x; rank < turn->ranks; rank += blockDim.x) {
-        int32_t rows = 0;
-        if (turn_has(turn, rank)) {
-            const uint64_t *flag = &line_at(turn, turn->rank, l.shape.dispatch_line, rank)->flag;
-            good = wait_flag<FT>(l, turn, {flag, turn->stamp, rank, MUSTER_PHASE_DISPATCH}) &&
-                   accept_line(l, turn, rank, &rows) && good;
-        }
-        r->rows[rank] = rows;
-        atomicMax(&r->most_rows, rows);
+    first_row(r, l.shape.ranks, slot, rank) = (int32_t)(uint32_t)value;
+    if (slot + 1 < l.shape.slots)
+        first_row(r, l.shape.ranks, slot + 1, rank) = (int32_t)(value >> 32);
+}
+
+__device__ inline void hear_word(const struct cuda_launch &l, struct receiving *r, int rank, int word, uint64_t value)
+{
+    if (word == EXCHANGE_TOLD_ROWS) {
+        r->rows[rank] = (int32_t)value;
+        atomicMax(&r->most_rows, (int32_t)value);
+    } else if (word >= EXCHANGE_TOLD_COUNTS && l.shape.expert_major) {
+        hear_counts(l, r, rank, 2 * (word - EXCHANGE_TOLD_COUNTS), value);
     }
-    return __syncthreads_and(good);
 }
 
 /* Flat: a source's rows begin where those of the ranks before it end. A thread for each rank, and one for all. */
@@ -72,57 +61,40 @@ __device__ inline void lay_out_sources(const struct turn *turn, struct receiving
     __syncthreads();
 }
 
-__device__ __forceinline__ const int32_t *slot_counts(const struct cuda_launch &l, const struct turn *turn, int rank)
-{
-    return (const int32_t *)region_at(turn, turn->rank, l.shape.slot_counts) + rank * l.shape.slots;
-}
-
-/* Where the rows of slot s begin that came from `rank`; with rank == ranks, where they all end. */
-__device__ __forceinline__ int32_t &first_row(const struct receiving *r, int ranks, int32_t s, int rank)
-{
-    return r->begin[s * (ranks + 1) + rank];
-}
-
-/* X9: a source cannot have more rows in a slot than it has sent rows. */
-__device__ inline bool accept_count(const struct cuda_launch &l, const struct turn *turn, const struct receiving *r,
-                                    int rank, int32_t count)
-{
-    if (count >= 0 && count <= r->rows[rank])
-        return true;
-    turn_fail(l, MUSTER_REASON_VALUE, MUSTER_PHASE_DISPATCH, rank, turn->epoch, (uint32_t)count);
-    return false;
-}
-
 /*
  * Rows of a slot lie by (source, token), packed: a source's begin where those of the ranks before it end. A thread has a
- * slot, and loads what several ranks say of it at once.
+ * slot. X9: a source cannot have more rows in a slot than it has sent rows.
  */
 __device__ inline bool lay_out_slots(const struct cuda_launch &l, const struct turn *turn, struct receiving *r)
 {
-    enum { FLIGHT = 8 };
     bool good = true;
     for (int32_t s = threadIdx.x; s < l.shape.slots; s += blockDim.x) {
         int32_t next = 0;
-        for (int base = 0; base < turn->ranks; base += FLIGHT) {
-            int32_t count[FLIGHT];
-#pragma unroll
-            for (int i = 0; i < FLIGHT; i++)
-                count[i] = base + i < turn->ranks && r->rows[base + i]
-                               ? ((const volatile int32_t *)slot_counts(l, turn, base + i))[s]
-                               : 0;
-#pragma unroll
-            for (int i = 0; i < FLIGHT; i++) {
-                if (base + i >= turn->ranks)
-                    break;
-                first_row(r, turn->ranks, s, base + i) = next;
-                bool possible = accept_count(l, turn, r, base + i, count[i]);
-                good = good && possible;
-                next += possible ? count[i] : 0;
-            }
+        for (int rank = 0; rank < turn->ranks; rank++) {
+            int32_t count = first_row(r, turn->ranks, s, rank);
+            bool possible = count >= 0 && count <= r->rows[rank];
+            first_row(r, turn->ranks, s, rank) = next;
+            next += possible ? count : 0;
+            good = (possible || told_refuse(l, turn, rank, (uint32_t)count)) && good;
         }
         first_row(r, turn->ranks, s, turn->ranks) = next;
     }
     return __syncthreads_and(good);
+}
+
+/* All threads of the block. False: the step is void. */
+template <bool FT>
+__device__ inline bool hear_all(const struct cuda_launch &l, const struct turn *turn, struct receiving *r)
+{
+    bool good = told_await<FT>(l, turn, [&](int rank, int word, uint64_t value) {
+        hear_word(l, r, rank, word, value);
+        return true;
+    });
+    if (!good)
+        return false;
+    if (l.shape.flat)
+        lay_out_sources(turn, r);
+    return !l.shape.expert_major || lay_out_slots(l, turn, r);
 }
 
 /* --------------------------------------------------------------------------------- what the first block alone writes */
@@ -134,7 +106,6 @@ __device__ inline void write_ranges(const struct cuda_launch &l, const struct tu
     for (int32_t i = threadIdx.x; i < l.shape.slots * ranks; i += blockDim.x) {
         int32_t s = i / ranks, rank = i % ranks;
         int32_t begin = first_row(r, ranks, s, rank), end = first_row(r, ranks, s, rank + 1);
-        l.own.slot_begin[i] = begin;
         if (args.ranges)
             args.ranges[i] = (int64_t)begin << 32 | (end - begin);
         if (rank == ranks - 1)
@@ -142,8 +113,18 @@ __device__ inline void write_ranges(const struct cuda_launch &l, const struct tu
     }
 }
 
+template <bool FT>
 __device__ inline void write_loads(const struct cuda_launch &l, const struct turn *turn, int32_t *loads)
 {
+    bool come = true;
+    for (int rank = threadIdx.x; rank < turn->ranks; rank += blockDim.x)
+        if (turn_has(turn, rank))
+            come = wait_flag<FT>(l, turn,
+                                 {&line_at(turn, turn->rank, l.shape.dispatch_line, rank)->flag, turn->stamp, rank,
+                                  MUSTER_PHASE_DISPATCH}) &&
+                   come;
+    if (!__syncthreads_and(come))
+        return;
     size_t slots = (size_t)l.shape.ranks * (size_t)l.shape.slots;
     const volatile int32_t *told = (const volatile int32_t *)region_at(turn, turn->rank, l.shape.loads);
     for (size_t i = threadIdx.x; i < slots * (size_t)turn->ranks; i += blockDim.x)
@@ -194,6 +175,7 @@ __device__ inline void write_sources(const struct cuda_launch &l, const struct d
         pad_end(l, args, r);
 }
 
+template <bool FT>
 __device__ inline void write_summary(const struct cuda_launch &l, const struct turn *turn,
                                      const struct dispatch_receive_args &args, const struct receiving *r)
 {
@@ -205,7 +187,7 @@ __device__ inline void write_summary(const struct cuda_launch &l, const struct t
     if (l.shape.expert_major)
         write_ranges(l, turn, args, r);
     if (args.loads)
-        write_loads(l, turn, args.loads);
+        write_loads<FT>(l, turn, args.loads);
     if (l.shape.flat)
         write_sources(l, args, r);
     else if (args.pad_ids && !l.shape.expert_major)
@@ -221,7 +203,6 @@ struct arrived_row {
     size_t row; /* in the arrays of the region */
     int32_t token;
     int32_t slot, index; /* of this lane's route; slot -1: it has none */
-    float weight;
 };
 
 __device__ inline bool accept_row(const struct cuda_launch &l, const struct turn *turn, const struct receiving *r,
@@ -257,7 +238,6 @@ __device__ inline bool await_row(const struct cuda_launch &l, const struct turn 
     in->token = ((const volatile int32_t *)region_at(turn, turn->rank, shape.row_token))[in->row];
     in->slot = has ? ((const volatile int32_t *)region_at(turn, turn->rank, shape.row_slot))[route] : -1;
     in->index = has ? ((const volatile int32_t *)region_at(turn, turn->rank, shape.row_index))[route] : 0;
-    in->weight = has ? ((const volatile float *)region_at(turn, turn->rank, shape.row_weight))[route] : 0.0f;
     return accept_row(l, turn, r, rank, in);
 }
 
@@ -265,14 +245,6 @@ __device__ __forceinline__ void write_source(int32_t *source, size_t row, int ra
 {
     source[2 * row] = rank;
     source[2 * row + 1] = token;
-}
-
-/* Expert-major: the output row of this lane's route. */
-__device__ __forceinline__ size_t slot_row(const struct cuda_launch &l, const struct receiving *r, int rank,
-                                           const struct arrived_row *in)
-{
-    size_t rows = (size_t)l.shape.ranks * (size_t)l.shape.tokens;
-    return (size_t)in->slot * rows + (size_t)(first_row(r, l.shape.ranks, in->slot, rank) + in->index);
 }
 
 /* One array's row to where each lane wants it (`to`; NULL: nowhere): each piece is loaded once. */
@@ -284,62 +256,40 @@ __device__ inline void spread_row(const unsigned char *from, size_t bytes, unsig
     }
 }
 
-/* The same through the warp's stage, a stageful at a time. */
-__device__ inline void spread_bulk(struct bulk_stage *stage, const unsigned char *from, size_t bytes, unsigned char *to)
-{
-    for (size_t at = 0; at < bytes; at += stage->bytes) {
-        uint32_t part = bytes - at < stage->bytes ? (uint32_t)(bytes - at) : stage->bytes;
-        bulk_reuse();
-        bulk_load(stage, from + at, part);
-        bulk_wait(stage);
-        bulk_store(stage, to ? to + at : NULL, part);
-    }
-}
-
-/* A row's arrays to output row `row` of each lane with `wanted`. Short rows are not worth the engine's while. */
-__device__ inline void spread_arrays(const struct cuda_launch &l, const struct turn *turn,
-                                     const struct dispatch_receive_args &args, const struct arrived_row *in,
-                                     bool wanted, size_t row, struct bulk_stage *stage)
+/* Short rows are not worth the engine's while. */
+__device__ __forceinline__ bool worth_bulk(const void *to, size_t bytes)
 {
     enum { SHORT_BYTES = 1024 };
-    for (int a = 0; a < l.shape.arrays; a++) {
-        size_t bytes = l.shape.array[a].row_bytes;
-        const unsigned char *from = region_at(turn, turn->rank, l.shape.array[a].offset) + in->row * bytes;
-        if (!args.output[a])
-            continue;
-        unsigned char *to = wanted ? args.output[a] + row * bytes : NULL;
-        if (bytes >= SHORT_BYTES && bulk_can(copy_bits(args.output[a]) | bytes))
-            spread_bulk(stage, from, bytes, to);
-        else
-            spread_row(from, bytes, to);
-    }
+    return bytes >= SHORT_BYTES && bulk_can(copy_bits(to) | bytes);
 }
 
-/* Expert-major: to a row for each route; lanes are routes. */
+/* ------------------------------------------------------------------------------------------- expert-major: row by row */
+
+/* A row's arrays to a row of the output for each lane with a route. What the lane's route is, combine must know too. */
 __device__ inline void fan_out_row(const struct cuda_launch &l, const struct turn *turn,
                                    const struct dispatch_receive_args &args, const struct receiving *r, int rank,
                                    const struct arrived_row *in, struct bulk_stage *stage)
 {
+    int lane = threadIdx.x & 31;
     bool routed = in->slot >= 0;
-    size_t row = routed ? slot_row(l, r, rank, in) : 0;
-    spread_arrays(l, turn, args, in, routed, row, stage);
+    int32_t index = routed ? first_row(r, l.shape.ranks, in->slot, rank) + in->index : 0;
+    size_t row = routed ? row_at(l.shape, in->slot * l.shape.ranks, index) : 0;
+    for (int a = 0; a < l.shape.arrays; a++) {
+        size_t bytes = l.shape.array[a].row_bytes;
+        const unsigned char *from = region_at(turn, turn->rank, l.shape.array[a].offset) + in->row * bytes;
+        unsigned char *to = routed ? args.output[a] + row * bytes : NULL;
+        if (!args.output[a])
+            continue;
+        if (worth_bulk(args.output[a], bytes))
+            bulk_move(stage, from, bytes, to);
+        else
+            spread_row(from, bytes, to);
+    }
     if (routed && args.source)
         write_source(args.source, row, rank, in->token);
-}
-
-/* Rank-major and flat: to the one row `row` of the output. */
-__device__ inline void take_row(const struct cuda_launch &l, const struct turn *turn,
-                                const struct dispatch_receive_args &args, int rank, size_t row,
-                                const struct arrived_row *in, struct bulk_stage *stage)
-{
-    int lane = threadIdx.x & 31;
-    spread_arrays(l, turn, args, in, lane == 0, row, stage);
-    if (lane < l.shape.topk) {
-        args.slots[row * (size_t)l.shape.topk + (size_t)lane] = in->slot;
-        args.weights[row * (size_t)l.shape.topk + (size_t)lane] = in->weight;
-    }
-    if (lane == 0 && args.source)
-        write_source(args.source, row, rank, in->token);
+    if (routed)
+        ((int32_t *)region_at(turn, turn->rank, l.shape.row_index))[in->row * (size_t)l.shape.topk + (size_t)lane] =
+            index;
 }
 
 /* Rows 0 of all ranks, rows 1 of all ranks, and so on, handed to all receiving blocks in turn, then to their next warps. */
@@ -348,7 +298,7 @@ __device__ inline void receive_rows(const struct cuda_launch &l, const struct tu
                                     const struct dispatch_receive_args &args, const struct receiving *r, int block,
                                     int blocks, struct bulk_stage *stage)
 {
-    int32_t warps = l.plan.receive_warps, ranks = turn->ranks, all = r->most_rows * ranks; /* at most 2^23 */
+    int32_t warps = l.plan.stages, ranks = turn->ranks, all = r->most_rows * ranks; /* at most 2^23 */
     for (int32_t i = (int32_t)threadIdx.x / 32 * blocks + block; i < all; i += blocks * warps) {
         int32_t rank = i % ranks, j = i / ranks;
         struct arrived_row in;
@@ -356,10 +306,108 @@ __device__ inline void receive_rows(const struct cuda_launch &l, const struct tu
             continue;
         if (!await_row<FT>(l, turn, r, rank, j, &in))
             return;
-        if (l.shape.expert_major)
-            fan_out_row(l, turn, args, r, rank, &in, stage);
+        fan_out_row(l, turn, args, r, rank, &in, stage);
+    }
+}
+
+/* ------------------------------------------------------------------------ rank-major and flat: runs of a source's rows */
+
+/* Rows that follow one another in the region, and at the same places in the outputs. At most as many as a warp has lanes. */
+struct run {
+    int32_t rank; /* that they are from */
+    int32_t count;
+    size_t row; /* the first */
+};
+
+/* A lane waits for a row. */
+template <bool FT>
+__device__ inline bool await_run(const struct cuda_launch &l, const struct turn *turn, const struct run *run)
+{
+    int lane = threadIdx.x & 31;
+    bool come = true;
+    if (lane < run->count) {
+        const uint64_t *flag = (const uint64_t *)region_at(turn, turn->rank, l.shape.row_flag) + run->row + lane;
+        come = wait_flag<FT>(l, turn, {flag, turn->stamp, run->rank, MUSTER_PHASE_DISPATCH});
+    }
+    return __all_sync(~0u, come); /* and what each flag's reader may see, its whole warp may see */
+}
+
+/* X9: an id must be one before a caller gets it. False: the step is void. */
+__device__ inline bool accept_ids(const struct cuda_launch &l, const struct turn *turn, int rank, bool good)
+{
+    if (__all_sync(~0u, good))
+        return true;
+    if ((threadIdx.x & 31) == 0)
+        told_refuse(l, turn, rank, 0);
+    return false;
+}
+
+__device__ inline bool take_routes(const struct cuda_launch &l, const struct turn *turn,
+                                   const struct dispatch_receive_args &args, const struct run *run)
+{
+    size_t first = run->row * (size_t)l.shape.topk, routes = (size_t)run->count * (size_t)l.shape.topk;
+    auto slots = (const volatile int32_t *)region_at(turn, turn->rank, l.shape.row_slot) + first;
+    auto weights = (const volatile float *)region_at(turn, turn->rank, l.shape.row_weight) + first;
+    bool good = true;
+    for (size_t i = threadIdx.x & 31; i < routes; i += 32) {
+        int32_t slot = slots[i];
+        float weight = weights[i];
+        bool possible = slot >= -1 && slot < l.shape.slots;
+        args.slots[first + i] = possible ? slot : -1;
+        args.weights[first + i] = weight;
+        good = good && possible;
+    }
+    return accept_ids(l, turn, run->rank, good);
+}
+
+__device__ inline bool take_sources(const struct cuda_launch &l, const struct turn *turn,
+                                    const struct dispatch_receive_args &args, const struct run *run)
+{
+    int lane = threadIdx.x & 31;
+    int32_t token = 0;
+    if (lane < run->count)
+        token = ((const volatile int32_t *)region_at(turn, turn->rank, l.shape.row_token))[run->row + lane];
+    if (!accept_ids(l, turn, run->rank, token >= 0 && token < l.shape.tokens))
+        return false;
+    if (args.source && lane < run->count)
+        write_source(args.source, run->row + lane, run->rank, token);
+    return true;
+}
+
+__device__ inline void take_arrays(const struct cuda_launch &l, const struct turn *turn,
+                                   const struct dispatch_receive_args &args, const struct run *run,
+                                   struct bulk_stage *stage)
+{
+    int lane = threadIdx.x & 31;
+    for (int a = 0; a < l.shape.arrays; a++) {
+        size_t at = run->row * l.shape.array[a].row_bytes, bytes = (size_t)run->count * l.shape.array[a].row_bytes;
+        const unsigned char *from = region_at(turn, turn->rank, l.shape.array[a].offset) + at;
+        if (!args.output[a])
+            continue;
+        if (worth_bulk(args.output[a] + at, bytes))
+            bulk_move(stage, from, bytes, lane == 0 ? args.output[a] + at : NULL);
         else
-            take_row(l, turn, args, rank, l.shape.flat ? (size_t)(r->before[rank] + j) : in.row, &in, stage);
+            copy_row(args.output[a] + at, from, bytes, lane, 32);
+    }
+}
+
+/* In the order of receive_rows(); rows of a run are few while there are warps without any. */
+template <bool FT>
+__device__ inline void receive_runs(const struct cuda_launch &l, const struct turn *turn,
+                                    const struct dispatch_receive_args &args, const struct receiving *r, int block,
+                                    int blocks, struct bulk_stage *stage)
+{
+    int32_t warps = l.plan.stages, ranks = turn->ranks, share = r->most_rows * ranks / (blocks * warps);
+    int32_t size = share < 1 ? 1 : share < 32 ? share : 32, all = (r->most_rows + size - 1) / size * ranks;
+    for (int32_t i = (int32_t)threadIdx.x / 32 * blocks + block; i < all; i += blocks * warps) {
+        int32_t rank = i % ranks, j = i / ranks * size, left = r->rows[rank] - j;
+        struct run run = {rank, left < size ? left : size, 0};
+        if (left <= 0)
+            continue;
+        run.row = (size_t)(l.shape.flat ? r->before[rank] : rank * l.shape.tokens) + (size_t)j;
+        if (!await_run<FT>(l, turn, &run) || !take_routes(l, turn, args, &run) || !take_sources(l, turn, args, &run))
+            return;
+        take_arrays(l, turn, args, &run, stage);
     }
 }
 
@@ -377,20 +425,19 @@ __device__ inline void receive_block(const struct cuda_launch &l, const struct t
         r.begin = (int32_t *)shared;
     }
     __syncthreads();
-    if (!await_lines<FT>(l, turn, &r))
+    if (!hear_all<FT>(l, turn, &r))
         return;
-    if (l.shape.expert_major && !lay_out_slots(l, turn, &r))
-        return;
-    if (l.shape.flat)
-        lay_out_sources(turn, &r);
     if (block == 0)
-        write_summary(l, turn, args, &r);
-    if (warp >= l.plan.receive_warps)
+        write_summary<FT>(l, turn, args, &r);
+    if (warp >= l.plan.stages)
         return;
     struct bulk_stage stage;
-    bulk_open(&stage, shared + l.plan.table_bytes + (size_t)warp * l.plan.stage_bytes, (uint32_t)l.plan.stage_bytes,
-              &barriers[warp]);
-    receive_rows<FT>(l, turn, args, &r, block, blocks, &stage);
+    bulk_open(&stage, shared + l.plan.table_bytes + l.plan.batch_bytes + (size_t)warp * l.plan.stage_bytes,
+              (uint32_t)l.plan.stage_bytes, &barriers[warp]);
+    if (l.shape.expert_major)
+        receive_rows<FT>(l, turn, args, &r, block, blocks, &stage);
+    else
+        receive_runs<FT>(l, turn, args, &r, block, blocks, &stage);
     bulk_close(&stage);
 }
 

@@ -34,7 +34,6 @@ muster_status exchange_create(struct device *device, const struct exchange_shape
         .state = (struct cuda_exchange *)(void *)(base + shape->state),
         .own = {.rows_from = (int32_t *)(void *)(base + shape->rows_from),
                 .rows_before = (int32_t *)(void *)(base + shape->rows_before),
-                .slot_begin = (int32_t *)(void *)(base + shape->slot_begin),
                 .token_ranks = (uint64_t *)(void *)(base + shape->token_ranks),
                 .token_slots = (int32_t *)(void *)(base + shape->token_slots),
                 .token_weights = (float *)(void *)(base + shape->token_weights)},

@@ -34,14 +34,17 @@ static_assert(sizeof(struct cuda_exchange) <= EXCHANGE_STATE_BYTES, "the region 
 struct cuda_arrays {
     int32_t *rows_from; /* [R] */
     int32_t *rows_before; /* [R] */
-    int32_t *slot_begin; /* [S][R] */
     uint64_t *token_ranks; /* [T][2] */
     int32_t *token_slots; /* [T][K] */
     float *token_weights; /* [T][K] */
 };
 
+/* How plans are chosen: by the number of tokens, or as the setting says. */
+enum cuda_plan_choice { CUDA_PLAN_AUTO, CUDA_PLAN_FEW, CUDA_PLAN_MANY };
+
 /* What plans may use of a device. */
 struct cuda_limits {
+    enum cuda_plan_choice plan;
     int32_t multiprocessors;
     int32_t shared_bytes; /* of a block */
     bool early; /* see launch_kernel() */
@@ -49,14 +52,16 @@ struct cuda_limits {
 
 /* How the blocks of a kernel share the work. */
 struct cuda_plan {
-    int32_t send_blocks; /* the first ones of the grid push rows */
-    int32_t receive_blocks; /* the others wait for rows */
-    int32_t threads;
+    int32_t send_blocks, receive_blocks;
+    bool shares; /* the same blocks do both, one after the other; otherwise those that send come first in the grid */
     bool early; /* see launch_kernel() */
-    int32_t shared_bytes; /* dispatch, like the next three: a table of routes or of first rows, and stages behind it */
-    int32_t table_bytes;
-    int32_t stage_bytes; /* of each stage: a row on its way through a receiving warp */
-    int32_t receive_warps; /* of a receiving block, a stage each */
+    bool streams; /* dispatch: rows leave through stages, which takes few blocks; otherwise with ordinary stores */
+    int32_t threads;
+    int32_t shared_bytes; /* dispatch, like the next four: table, tokens of a batch if it streams, stages */
+    int32_t table_bytes; /* routes to each slot (senders), or first rows of slots (receivers) */
+    int32_t batch_bytes;
+    int32_t stage_bytes; /* of each stage: a row on its way through a warp */
+    int32_t stages; /* of a block, each a warp's */
 };
 
 /* What every kernel of an exchange is launched with. */

@@ -8,6 +8,28 @@
 #include "kernels/cuda/exchange.h"
 
 /*
+ * Loads a kernel, and lets its blocks have *shared_bytes, which becomes less if the device has less. All kernels prefer the
+ * same division of a multiprocessor's memory, so that none has to wait until it is divided anew.
+ */
+static inline cudaError_t launch_prepare(const void *kernel, int ordinal, int32_t *shared_bytes)
+{
+    struct cudaFuncAttributes attributes;
+    int most = 0;
+    cudaError_t error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, ordinal);
+    if (error == cudaSuccess)
+        error = cudaFuncGetAttributes(&attributes, kernel);
+    if (error != cudaSuccess)
+        return error;
+    int left = most - (int)attributes.sharedSizeBytes;
+    *shared_bytes = left < *shared_bytes ? left : *shared_bytes;
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, *shared_bytes);
+    if (error == cudaSuccess)
+        error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                     cudaSharedmemCarveoutMaxShared);
+    return error;
+}
+
+/*
  * With plan.early the blocks may come to the device while the kernel before is on its way out, which hides most of what a
  * launch takes; they sleep until it is over (turn_await_stream()). Not where ranks share a device: a sleeping block of
  * one would take the place of a block of another, for which the first one's kernel may be waiting.
@@ -16,11 +38,13 @@ template <typename Work>
 static cudaError_t launch_kernel(void (*kernel)(Work), const struct cuda_plan &plan, cudaStream_t stream,
                                  const Work &work)
 {
+    int32_t both = plan.send_blocks + plan.receive_blocks;
+    int32_t most = plan.send_blocks > plan.receive_blocks ? plan.send_blocks : plan.receive_blocks;
     cudaLaunchAttribute early = {};
     early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     early.val.programmaticStreamSerializationAllowed = 1;
     cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((unsigned)(plan.send_blocks + plan.receive_blocks));
+    config.gridDim = dim3((unsigned)(plan.shares ? most : both));
     config.blockDim = dim3((unsigned)plan.threads);
     config.dynamicSmemBytes = (size_t)plan.shared_bytes;
     config.stream = stream;

@@ -8,6 +8,8 @@
 
 #include <stdint.h>
 
+#include "kernels/exchange.h"
+
 /* Release: whoever reads this stamp also sees what this thread has stored, or knew to be stored, before. */
 __device__ __forceinline__ void flag_raise(uint64_t *flag, uint64_t stamp)
 {
@@ -33,6 +35,24 @@ __device__ __forceinline__ uint64_t word_look(const uint64_t *word)
 __device__ __forceinline__ void word_store(uint64_t *word, uint64_t value)
 {
     asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(word), "l"(value) : "memory");
+}
+
+/* Value and stamp at once: whoever reads this stamp reads this value. Orders nothing else. */
+__device__ __forceinline__ void word_publish(struct exchange_word *word, uint64_t value, uint64_t stamp)
+{
+    asm volatile("{ .reg .b128 both; mov.b128 both, {%1, %2}; st.relaxed.sys.global.b128 [%0], both; }" ::"l"(word),
+                 "l"(value), "l"(stamp)
+                 : "memory");
+}
+
+__device__ __forceinline__ struct exchange_word word_read(const struct exchange_word *word)
+{
+    struct exchange_word read;
+    asm volatile("{ .reg .b128 both; ld.relaxed.sys.global.b128 both, [%2]; mov.b128 {%0, %1}, both; }"
+                 : "=l"(read.value), "=l"(read.stamp)
+                 : "l"(word)
+                 : "memory");
+    return read;
 }
 
 /* Adds, and returns what was there. Acquire, on this device: what is read afterwards is no older than the word. */

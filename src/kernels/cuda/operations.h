@@ -20,16 +20,19 @@ enum { OPERATIONS_MAX_SLOTS = 16384 };
 /* Threads of a block: 16 bytes each are a row of 7168 bf16, and each can have 72 registers. */
 enum { OPERATIONS_MAX_THREADS = 896 };
 
+/* Shared memory of a block, where the device has as much. */
+enum { OPERATIONS_SHARED_BYTES = 220 * 1024 };
+
 /* How an operation on so many tokens of this rank (at most) shares the multiprocessors it may use. */
 struct cuda_plan dispatch_plan(const struct exchange_shape *shape, int32_t tokens, const struct cuda_limits *limits);
 struct cuda_plan combine_plan(const struct exchange_shape *shape, int32_t tokens, const struct cuda_limits *limits);
 
 /*
  * To be called once per device, the current one, before anything is launched there: loads the kernels and sets their
- * limits. *shared_bytes: what a block of dispatch may be given.
+ * limits. *shared_bytes, what a block may be given, is made less if one of them cannot have as much.
  */
 cudaError_t dispatch_prepare(int ordinal, int32_t *shared_bytes);
-cudaError_t combine_prepare(void);
+cudaError_t combine_prepare(int ordinal, int32_t *shared_bytes);
 
 /* Either of send and receive may be NULL: then only the other half is launched. ft: see promise 10. */
 cudaError_t dispatch_launch(const struct cuda_launch *launch, const struct dispatch_send_args *send,

@@ -14,6 +14,7 @@ struct route_input {
     const struct dispatch_send_args *send;
     const struct turn *turn;
     int32_t slots_per_rank, slots, topk; /* slots: of all ranks */
+    bool counts_slots; /* expert-major, or somebody has asked for loads */
 };
 
 /* The counts over some tokens, in shared memory. */
@@ -43,20 +44,12 @@ __device__ inline void route_clear(const struct route_input &in, const struct ro
         counts.rank[i] = 0;
 }
 
-/* One route, as the lane sees it that has it. Lanes of a token are neighbours. */
-struct route {
-    int32_t token, k;
-    int64_t id; /* as the caller gave it; -1: none */
-    int32_t slot; /* that it is sent to; -1: it is not sent */
-    int32_t rank; /* of the slot */
-    bool first; /* of the token's routes to that rank, in k order */
-    bool again; /* the id stands there twice */
-};
-
-/* A power of two: so many lanes have the routes of one token. */
-__device__ __forceinline__ int route_lanes(int32_t topk)
+/* The slot that a route is sent to; -1: it is not sent. */
+__device__ __forceinline__ int32_t route_slot(const struct route_input &in, int64_t id)
 {
-    return topk <= 1 ? 1 : 1 << (32 - __clz(topk - 1));
+    if (id < 0 || id >= in.slots)
+        return -1;
+    return turn_has(in.turn, (int32_t)id / in.slots_per_rank) ? (int32_t)id : -1;
 }
 
 /* The lanes before this one. */
@@ -65,57 +58,60 @@ __device__ __forceinline__ unsigned route_lanes_before()
     return (1u << (threadIdx.x & 31)) - 1;
 }
 
-/* What the lane makes of an id; all lanes of a warp together. `group` tells the tokens of a warp apart. */
-__device__ __forceinline__ struct route route_look(const struct route_input &in, int32_t token, int32_t k, int64_t id,
-                                                   int group)
+/* Calls visit(token) for the tokens from `begin` on, a thread each, warps in step; the last lanes' may lie past `end`. */
+template <typename Visit> __device__ __forceinline__ void route_each(int32_t begin, int32_t end, Visit visit)
 {
-    struct route r = {token, k, id, -1, 0, false, false};
-    if (id >= 0 && id < in.slots) {
-        r.rank = (int32_t)id / in.slots_per_rank;
-        r.slot = turn_has(in.turn, r.rank) ? (int32_t)id : -1;
-    }
-    int lane = threadIdx.x & 31;
-    unsigned same_rank = __match_any_sync(~0u, r.slot < 0 ? -1 - lane : group << 8 | r.rank);
-    unsigned same_id = __match_any_sync(~0u, id < 0 || id >= in.slots ? -1 - lane : group << 16 | (int32_t)id);
-    r.first = r.slot >= 0 && !(same_rank & route_lanes_before());
-    r.again = same_id & route_lanes_before();
-    return r;
+    int32_t lane = (int32_t)threadIdx.x & 31;
+    for (int32_t first = begin + (int32_t)threadIdx.x - lane; first < end; first += (int32_t)blockDim.x)
+        visit(first + lane);
 }
 
-/*
- * Calls visit(route) for every route of the tokens before `end`, by all threads of a block, warps in step. The ids of
- * several visits are loaded at once.
- */
+/* Calls visit(k, id) for the routes of a token, whose ids are loaded several at a time. One thread. */
 template <typename Visit>
-__device__ __forceinline__ void route_each(const struct route_input &in, int32_t end, Visit visit)
+__device__ __forceinline__ void route_each_of(const struct route_input &in, int32_t token, Visit visit)
 {
-    enum { FLIGHT = 4 };
-    int lanes = route_lanes(in.topk), lane = threadIdx.x & 31, group = lane / lanes;
-    int32_t k = lane % lanes, tokens = 32 / lanes, step = (int32_t)(blockDim.x / 32) * tokens;
-    for (int32_t base = (int32_t)(threadIdx.x / 32) * tokens; base < end; base += FLIGHT * step) {
+    enum { FLIGHT = 8 };
+    for (int32_t begin = 0; begin < in.topk; begin += FLIGHT) {
         int64_t id[FLIGHT];
 #pragma unroll
-        for (int n = 0; n < FLIGHT; n++) {
-            int32_t token = base + n * step + group;
-            id[n] = token < end && k < in.topk ? route_id(in, token, k) : -1;
-        }
-#pragma unroll 1
-        for (int n = 0; n < FLIGHT && base + n * step < end; n++) {
-            visit(route_look(in, base + n * step + group, k, id[0], group));
-            id[0] = id[1]; /* so that the loop's body is there once */
-            id[1] = id[2];
-            id[2] = id[3];
-        }
+        for (int32_t i = 0; i < FLIGHT; i++)
+            id[i] = begin + i < in.topk ? route_id(in, token, begin + i) : -1;
+#pragma unroll
+        for (int32_t i = 0; i < FLIGHT; i++)
+            if (begin + i < in.topk)
+                visit(begin + i, id[i]);
     }
 }
 
-__device__ __forceinline__ void route_count(const struct route_counts &counts, const struct route &r)
+/* Counts a token's routes where somebody wants to know; returns the ranks that they go to. One thread. */
+__device__ __forceinline__ muster_mask route_count_slots(const struct route_input &in,
+                                                         const struct route_counts &counts, int32_t token)
 {
-    if (r.slot >= 0)
-        atomicAdd(&counts.slot[r.slot], 1);
-    unsigned same = __match_any_sync(~0u, r.first ? r.rank : -1 - (int)(threadIdx.x & 31));
-    if (r.first && !(same & route_lanes_before())) /* ranks are few: one lane adds for all that go to the same */
-        atomicAdd(&counts.rank[r.rank], __popc(same));
+    muster_mask ranks = {{0, 0}};
+    route_each_of(in, token, [&](int32_t, int64_t id) {
+        int32_t slot = route_slot(in, id);
+        if (slot < 0)
+            return;
+        int32_t rank = slot / in.slots_per_rank;
+        ranks.word[rank >> 6] |= UINT64_C(1) << (rank & 63);
+        if (in.counts_slots)
+            atomicAdd(&counts.slot[slot], 1);
+    });
+    return ranks;
+}
+
+/* Counts a token for each lane of a warp. */
+__device__ __forceinline__ void route_count(const struct route_input &in, const struct route_counts &counts,
+                                            int32_t token, int32_t end)
+{
+    muster_mask ranks = {{0, 0}};
+    if (token < end)
+        ranks = route_count_slots(in, counts, token);
+    for (int rank = 0; rank < in.turn->ranks; rank++) { /* one lane adds for all */
+        unsigned lanes = __ballot_sync(~0u, ranks.word[rank >> 6] >> (rank & 63) & 1);
+        if (lanes && (threadIdx.x & 31) == 0)
+            atomicAdd(&counts.rank[rank], __popc(lanes));
+    }
 }
 
 /* One token as it is sent: its routes, and the ranks that get a row of it. In shared memory, filled by one warp. */
@@ -125,25 +121,26 @@ struct route_token {
     float weight[MUSTER_EP_MAX_TOPK];
     int32_t destinations;
     int32_t rank[MUSTER_EP_MAX_TOPK]; /* of each destination */
-    int32_t row[MUSTER_EP_MAX_TOPK]; /* which of its rows */
+    int32_t row[MUSTER_EP_MAX_TOPK]; /* where the row goes, there */
 };
 
 /* Takes a token's places from the counts over all tokens before it, and counts it. One warp; a lane is a route. */
-__device__ inline void route_place(const struct route_input &in, const struct route_counts &counts, int32_t token,
-                                   int64_t id, float weight, struct route_token *out)
+__device__ inline void route_place(const struct route_input &in, const struct route_counts &counts, int64_t id,
+                                   float weight, struct route_token *out)
 {
     int lane = threadIdx.x & 31;
-    struct route r = route_look(in, token, lane, id, 0);
-    unsigned firsts = __ballot_sync(~0u, r.first);
+    int32_t slot = route_slot(in, id), rank = slot < 0 ? -1 - lane : slot / in.slots_per_rank;
+    bool first = slot >= 0 && !(__match_any_sync(~0u, rank) & route_lanes_before()); /* of the routes to that rank */
+    unsigned firsts = __ballot_sync(~0u, first);
     if (lane < in.topk) {
-        out->slot[lane] = r.slot;
-        out->index[lane] = r.slot < 0 ? 0 : counts.slot[r.slot]++;
-        out->weight[lane] = r.slot < 0 ? 0.0f : weight;
+        out->slot[lane] = slot;
+        out->index[lane] = slot >= 0 && in.counts_slots ? counts.slot[slot]++ : 0;
+        out->weight[lane] = slot < 0 ? 0.0f : weight;
     }
-    if (r.first) {
+    if (first) {
         int i = __popc(firsts & route_lanes_before());
-        out->rank[i] = r.rank;
-        out->row[i] = counts.rank[r.rank]++;
+        out->rank[i] = rank;
+        out->row[i] = counts.rank[rank]++;
     }
     if (lane == 0)
         out->destinations = __popc(firsts);

@@ -123,11 +123,12 @@ __device__ inline uint4 sum_pieces_of(enum exchange_type type, const struct sum_
     }
 }
 
-/* Adds the parts up to one row of `bytes`, by all threads of a block. */
-__device__ inline void sum_row(const struct sum_parts *parts, enum exchange_type type, unsigned char *to, size_t bytes)
+/* Adds the parts up to one row of `bytes`, by a group of threads. */
+__device__ inline void sum_row(const struct sum_parts *parts, enum exchange_type type, unsigned char *to, size_t bytes,
+                               int thread, int threads)
 {
     bool aligned = copy_width(copy_bits(to)) == 16;
-    for (size_t at = (size_t)threadIdx.x * SUM_PIECE; at < bytes; at += (size_t)blockDim.x * SUM_PIECE)
+    for (size_t at = (size_t)thread * SUM_PIECE; at < bytes; at += (size_t)threads * SUM_PIECE)
         sum_store(to + at, sum_pieces_of(type, parts, at), aligned);
 }
 

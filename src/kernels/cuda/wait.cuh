@@ -73,6 +73,17 @@ static __device__ __noinline__ bool wait_look(const struct cuda_launch &l, const
     return false;
 }
 
+template <bool FT, typename Reached>
+__device__ __forceinline__ bool wait_until(const struct cuda_launch &l, const struct turn *turn, const struct wait &w,
+                                           Reached reached)
+{
+    struct wait_clock clock = {0, 0};
+    for (uint32_t polls = 1; !reached(); polls++)
+        if (FT && polls % WAIT_POLLS_PER_LOOK == 0 && !wait_look(l, turn, &w, &clock))
+            return false;
+    return true;
+}
+
 /*
  * One thread waits until `w->flag` has reached the stamp; what the peer stored before is then visible to this thread,
  * and to the block after its next barrier. False: the step is void.
@@ -81,10 +92,22 @@ static __device__ __noinline__ bool wait_look(const struct cuda_launch &l, const
 template <bool FT>
 __device__ inline bool wait_flag(const struct cuda_launch &l, const struct turn *turn, const struct wait &w)
 {
-    struct wait_clock clock = {0, 0};
-    for (uint32_t polls = 1; flag_read(w.flag) < w.stamp; polls++)
-        if (FT && polls % WAIT_POLLS_PER_LOOK == 0 && !wait_look(l, turn, &w, &clock))
-            return false;
+    return wait_until<FT>(l, turn, w, [&] { return flag_read(w.flag) >= w.stamp; });
+}
+
+/* The same for a word that brings its value with it, and nothing else. */
+template <bool FT>
+__device__ inline bool wait_word(const struct cuda_launch &l, const struct turn *turn, const struct exchange_word *word,
+                                 int32_t peer, muster_phase phase, uint64_t *value)
+{
+    struct exchange_word read;
+    auto reached = [&] {
+        read = word_read(word);
+        return read.stamp >= turn->stamp;
+    };
+    if (!wait_until<FT>(l, turn, {&word->stamp, turn->stamp, peer, phase}, reached))
+        return false;
+    *value = read.value;
     return true;
 }
 

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * Combine of many tokens in the layouts whose rows the caller has added up already: rows go home through shared memory, a
+ * warp for each, and at home a warp adds up a token. So few blocks fill the link, and nothing waits for a whole block.
+ */
+#ifndef CUDA_COMBINE_STREAM_CUH
+#define CUDA_COMBINE_STREAM_CUH
+
+#include "kernels/cuda/bulk.cuh"
+#include "kernels/cuda/combine_receive.cuh"
+#include "kernels/cuda/combine_send.cuh"
+#include "kernels/cuda/operations.h"
+
+/* One of the next rows of a warp, as a lane has found out: where it lies, where it goes, and the flag there. */
+struct home_bound {
+    const unsigned char *from; /* NULL: there is none */
+    unsigned char *to;
+    uint64_t *flag;
+    bool good; /* X9: what came with it can be used */
+};
+
+/* Row i of all: row 0 of every source, row 1 of every source, and so on. A lane for itself. */
+__device__ inline struct home_bound find_home(const struct cuda_launch &l, const struct turn *turn,
+                                              const struct combine_send_args &send, int32_t i, int32_t all)
+{
+    struct home_bound row = {NULL, NULL, NULL, true};
+    int32_t rank = i % turn->ranks, j = i / turn->ranks;
+    if (i >= all || j >= l.own.rows_from[rank])
+        return row;
+    int32_t token =
+        ((const volatile int32_t *)region_at(turn, turn->rank, l.shape.row_token))[received_row(l, rank, j)];
+    row.good = token >= 0 && token < l.shape.tokens;
+    if (!row.good) {
+        turn_fail(l, MUSTER_REASON_VALUE, MUSTER_PHASE_COMBINE, rank, turn->epoch, (uint32_t)token);
+        return row;
+    }
+    size_t place = row_at(l.shape, turn->rank, token);
+    row.from = rank_row(l, turn, send, rank, j);
+    row.to = region_at(turn, rank, l.shape.arrived) + place * l.shape.return_bytes;
+    row.flag = (uint64_t *)region_at(turn, rank, l.shape.arrived_flag) + place;
+    return row;
+}
+
+/* What lane `of` has found out. */
+__device__ __forceinline__ struct home_bound home_of(const struct home_bound &row, int of)
+{
+    return {(const unsigned char *)__shfl_sync(~0u, (unsigned long long)row.from, of),
+            (unsigned char *)__shfl_sync(~0u, (unsigned long long)row.to, of),
+            (uint64_t *)__shfl_sync(~0u, (unsigned long long)row.flag, of), true};
+}
+
+/* One row on its way, by a warp; orders nothing. */
+__device__ inline void stream_home(struct bulk_stage *stage, const struct home_bound &row, size_t bytes)
+{
+    int lane = threadIdx.x & 31;
+    if (bulk_can(copy_bits(row.from)))
+        bulk_move(stage, row.from, bytes, lane == 0 ? row.to : NULL);
+    else
+        copy_row(row.to, row.from, bytes, lane, 32);
+}
+
+/*
+ * Each lane finds out about another of the warp's next rows, since that takes several loads, one after the other. A row's
+ * flag is raised by the lane that had the engine store it, when the next row is under way (X5); credit as in
+ * send_rows_home().
+ */
+__device__ inline void stream_rows_home(const struct cuda_launch &l, const struct turn *turn,
+                                        const struct combine_send_args &send, struct bulk_stage *stage, int32_t warp,
+                                        int32_t warps)
+{
+    int32_t lane = (int32_t)threadIdx.x & 31, all = l.shape.tokens * turn->ranks; /* at most 2^23 */
+    uint64_t *flag = NULL; /* of the row before */
+    for (int32_t first = warp; first < all; first += 32 * warps) {
+        struct home_bound mine = find_home(l, turn, send, first + lane * warps, all);
+        if (!__all_sync(~0u, mine.good))
+            break;
+        for (unsigned left = __ballot_sync(~0u, mine.from != NULL); left; left &= left - 1) {
+            struct home_bound row = home_of(mine, __ffs(left) - 1);
+            stream_home(stage, row, l.shape.return_bytes);
+            bulk_settle();
+            if (lane == 0 && flag)
+                flag_raise(flag, turn->stamp);
+            flag = row.flag;
+        }
+    }
+    bulk_close(stage);
+    if (lane == 0 && flag)
+        flag_raise(flag, turn->stamp);
+}
+
+__device__ inline void stream_send_block(const struct cuda_launch &l, const struct turn *turn,
+                                         const struct combine_send_args &send, unsigned char *shared, int block,
+                                         int blocks)
+{
+    __shared__ uint64_t barriers[OPERATIONS_MAX_THREADS / 32];
+    int32_t warp = (int32_t)threadIdx.x / 32;
+    struct bulk_stage stage;
+    if (warp >= l.plan.stages)
+        return;
+    bulk_open(&stage, shared + (size_t)warp * l.plan.stage_bytes, (uint32_t)l.plan.stage_bytes, &barriers[warp]);
+    stream_rows_home(l, turn, send, &stage, warp * blocks + block, l.plan.stages * blocks);
+}
+
+/* A lane waits for each rank that owes something to the token. */
+template <bool FT>
+__device__ inline bool stream_await(const struct cuda_launch &l, const struct turn *turn, int32_t token)
+{
+    const uint64_t *flag = (const uint64_t *)region_at(turn, turn->rank, l.shape.arrived_flag);
+    bool come = true;
+    for (int rank = threadIdx.x & 31; rank < turn->ranks; rank += 32)
+        if (l.own.token_ranks[2 * (size_t)token + (rank >> 6)] >> (rank & 63) & 1)
+            come = wait_flag<FT>(l, turn,
+                                 {flag + row_at(l.shape, rank, token), turn->stamp, rank, MUSTER_PHASE_COMBINE}) &&
+                   come;
+    return __all_sync(~0u, come);
+}
+
+template <bool FT>
+__device__ inline void stream_receive_block(const struct cuda_launch &l, const struct turn *turn,
+                                            const struct combine_receive_args &args, int32_t tokens,
+                                            unsigned char *shared, int block, int blocks)
+{
+    int32_t warp = (int32_t)threadIdx.x / 32, warps = (int32_t)blockDim.x / 32;
+    struct sum_parts *parts = (struct sum_parts *)shared + warp;
+    for (int32_t token = warp * blocks + block; token < tokens; token += warps * blocks) {
+        find_token(l, turn, token, parts);
+        if (!stream_await<FT>(l, turn, token)) /* its barrier shows the parts to all lanes */
+            return;
+        sum_row(parts, l.shape.type, args.out + (size_t)token * l.shape.result_bytes, l.shape.result_bytes,
+                threadIdx.x & 31, 32);
+        __syncwarp();
+    }
+}
+
+#endif
