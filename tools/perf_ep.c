@@ -277,20 +277,17 @@ static bool measure_count(struct perf_run *run, int32_t count)
 }
 
 /*
- * Rows that stay in the library's memory are there in the rank-major layout only, and only if they go home as they are.
- * The baseline comes last.
+ * Rows can stay in the library's memory in the rank-major and flat layouts, and only if they go home as they are. The
+ * baseline comes last.
  */
 static void list_series(struct perf_run *run)
 {
     struct perf_series *s = run->series;
-    if (run->options.shape.cuda) {
-        *s = (struct perf_series){PERF_LIBRARY, false, "cuda", "caller"};
-        run->series_count = 1;
-        return;
-    }
-    if (run->options.shape.layout == MUSTER_EP_RANK_MAJOR && !run->options.shape.quantise_return)
-        *s++ = (struct perf_series){PERF_LIBRARY, true, "cpu", "in-place"};
-    *s++ = (struct perf_series){PERF_LIBRARY, false, "cpu", "caller"};
+    const struct perf_shape *shape = &run->options.shape;
+    const char *backend = shape->cuda ? "cuda" : "cpu";
+    if (shape->layout != MUSTER_EP_EXPERT_MAJOR && !shape->quantise_return)
+        *s++ = (struct perf_series){PERF_LIBRARY, true, backend, "in-place"};
+    *s++ = (struct perf_series){PERF_LIBRARY, false, backend, "caller"};
     if (run->baseline.running)
         *s++ = (struct perf_series){PERF_MPI, false, "mpi", "caller"};
     run->series_count = (int32_t)(s - run->series);

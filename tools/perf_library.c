@@ -39,7 +39,7 @@ struct library {
     muster_group *group;
     struct exchange exchange[PERF_MAX_TOKEN_COUNTS];
     struct exchange *current;
-    bool in_place;
+    struct array received, results; /* of it: the caller's own, or the exchange's */
 };
 
 static bool fail(const struct library *l, const char *what)
@@ -278,13 +278,29 @@ static void library_close(void *state)
 
 /* ---- exchanging ---- */
 
+/* In place: the array's shape, but the exchange's memory; on a device the copy here is still the array's. */
+static void array_lend(const struct library *l, struct array *a, const muster_tensor *theirs)
+{
+    a->tensor.data = theirs->data;
+    if (!l->device.runtime)
+        a->host = theirs->data;
+}
+
 static bool library_prepare(void *state, const struct perf_order *order)
 {
     struct library *l = state;
     struct exchange *x = l->current = &l->exchange[order->count];
-    l->in_place = order->in_place;
+    muster_tensor received, results;
+    l->received = x->array[RECEIVED];
+    l->results = x->array[RESULTS];
     x->dispatch.out_hidden = order->in_place ? NULL : tensor_of(&x->array[RECEIVED]);
     x->combine.results = order->in_place ? NULL : tensor_of(&x->array[RESULTS]);
+    if (!order->in_place)
+        return true;
+    if (muster_ep_received(x->ep, &received) != MUSTER_OK || muster_ep_results(x->ep, &results) != MUSTER_OK)
+        return fail(l, "rows in place");
+    array_lend(l, &l->received, &received);
+    array_lend(l, &l->results, &results);
     return true;
 }
 
@@ -376,7 +392,7 @@ static bool library_fetch_received(void *state)
 {
     struct library *l = state;
     const struct array *a = l->current->array;
-    return array_fetch(l, &a[COUNTS], 0, a[COUNTS].bytes) && move_rows(l, &a[RECEIVED], array_fetch) &&
+    return array_fetch(l, &a[COUNTS], 0, a[COUNTS].bytes) && move_rows(l, &l->received, array_fetch) &&
            move_rows(l, &a[SCALES], array_fetch) && move_rows(l, &a[SLOTS], array_fetch) &&
            move_rows(l, &a[WEIGHTS], array_fetch);
 }
@@ -384,7 +400,7 @@ static bool library_fetch_received(void *state)
 static bool library_give_results(void *state)
 {
     struct library *l = state;
-    return move_rows(l, &l->current->array[RESULTS], array_give);
+    return move_rows(l, &l->results, array_give);
 }
 
 static bool library_fetch_output(void *state)
@@ -401,19 +417,11 @@ static bool library_give_output(void *state)
     return array_give(l, out, 0, out->bytes);
 }
 
-/* In place: the library's own memory, which lies here only without a device. */
 static void library_received(void *state, struct perf_received *received)
 {
     struct library *l = state;
     struct exchange *x = l->current;
     const struct array *a = x->array;
-    muster_tensor rows = a[RECEIVED].tensor, results = a[RESULTS].tensor;
-    rows.data = a[RECEIVED].host;
-    results.data = a[RESULTS].host;
-    if (l->in_place) {
-        muster_ep_received(x->ep, &rows);
-        muster_ep_results(x->ep, &results);
-    }
     bool flat = l->shape->layout == MUSTER_EP_FLAT;
     if (flat)
         find_sources(l);
@@ -422,13 +430,13 @@ static void library_received(void *state, struct perf_received *received)
         .block_rows = flat ? 0 : (size_t)a[RECEIVED].shape[1],
         .first = x->first,
         .count = a[COUNTS].host,
-        .rows = rows.data,
-        .row_stride = (size_t)l->shape->hidden * rows.dtype.bits / 8,
+        .rows = l->received.host,
+        .row_stride = (size_t)l->shape->hidden * l->received.tensor.dtype.bits / 8,
         .scales = a[SCALES].host,
         .slots = a[SLOTS].host,
         .weights = a[WEIGHTS].host,
         .route_stride = (size_t)l->shape->topk * sizeof(int32_t),
-        .results = results.data,
+        .results = l->results.host,
     };
 }
 

@@ -43,7 +43,7 @@ typedef enum muster_ep_layout {
     MUSTER_EP_RANK_MAJOR = 1,
     /*
      * Rank-major without the gaps, for large batches: hidden [R*T, H], the rows of source 0 from row 0, those of source
-     * 1 right behind them, and so on; the counts tell them apart. Rows are always copied out.
+     * 1 right behind them, and so on; the counts tell them apart.
      */
     MUSTER_EP_FLAT = 2,
 } muster_ep_layout;
@@ -116,7 +116,7 @@ typedef struct muster_ep_dispatch_args {
     const muster_tensor *payload[MUSTER_EP_MAX_PAYLOADS]; /* [n, elements] each */
 
     /* Outputs, all layouts. [...] is [S, R*T] for expert-major, [R, T] for rank-major and [R*T] for flat. */
-    const muster_tensor *out_hidden; /* [..., H] dtype, or fp8 when quantised. NULL in rank-major: see ep_received */
+    const muster_tensor *out_hidden; /* [..., H] dtype, or fp8 when quantised. NULL: see ep_received */
     const muster_tensor *out_scales; /* [..., ceil(H/128)] fp32, when quantised */
     const muster_tensor *out_payload[MUSTER_EP_MAX_PAYLOADS]; /* [..., elements]; optional */
     const muster_tensor *out_counts; /* int32: rows per local slot [S], or rows per source rank [R] */
@@ -154,8 +154,8 @@ typedef struct muster_ep_combine_args {
     size_t size;
     /*
      * Each row where dispatch put it. Expert-major: [S, R*T, H]. Rank-major [R, T, H] and flat [R*T, H]: weighted and
-     * summed over this rank's experts. NULL in rank-major takes what the caller wrote into the tensor of
-     * muster_ep_results(), where there is one.
+     * summed over this rank's experts. NULL, not in expert-major, takes what the caller wrote into the tensor of
+     * muster_ep_results(), where there is one. Flat results may not lie in the tensor of muster_ep_received().
      */
     const muster_tensor *results;
     const muster_tensor *out; /* [n, H] dtype; rows without any route become 0 */
@@ -222,16 +222,17 @@ MUSTER_API muster_status muster_ep_dispatch_send(muster_ep *ep, const muster_ep_
 MUSTER_API muster_status muster_ep_dispatch_receive(muster_ep *ep, const muster_ep_dispatch_args *args, void *stream);
 
 /*
- * Rank-major: the received hidden rows [R, T, H] where they lie in symmetric memory, without a copy. Valid from
- * dispatch to the matching combine (send half). `tensor` points at storage inside the exchange, which is the same for
- * its whole life; on CUDA "from ... to" is the order of the stream. Errors: ARGUMENT (layout).
+ * Rank-major and flat: the received hidden rows, [R, T, H] or [R*T, H], where a dispatch with out_hidden NULL leaves them:
+ * in the exchange's own memory, from dispatch to the matching combine (send half). Rows past the counts may be anything.
+ * `tensor` points at storage inside the exchange, which is the same for its whole life; on CUDA "from ... to" is the
+ * order of the stream. Nothing is copied for it, except flat on the CPU. Errors: ARGUMENT (layout).
  */
 MUSTER_API muster_status muster_ep_received(muster_ep *ep, muster_tensor *tensor);
 
 /*
- * Rank-major: where the caller may write its results [R, T, H] so that combine need not copy them: writable from
- * dispatch's return to the combine's send half. Not with quantise_return, whose rows do not go home as they are.
- * Errors: ARGUMENT (layout, quantise_return).
+ * Rank-major and flat: where the caller may write its results, [R, T, H] or [R*T, H], in the places of the received rows,
+ * so that combine need not copy them: writable from dispatch's return to the combine's send half. Not with
+ * quantise_return, whose rows do not go home as they are. Errors: ARGUMENT (layout, quantise_return).
  */
 MUSTER_API muster_status muster_ep_results(muster_ep *ep, muster_tensor *tensor);
 

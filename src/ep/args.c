@@ -35,6 +35,8 @@ struct place {
     size_t stride[MAX_DIMS];
 };
 
+static const char own_memory[] = "the exchange's own memory";
+
 /* Bytes that a tensor covers, for the overlap check. */
 struct span {
     const char *name;
@@ -206,10 +208,18 @@ static muster_status check_overlaps(const struct checker *c)
     return MUSTER_OK;
 }
 
+static void add_gathered(struct checker *c)
+{
+    const struct exchange_shape *shape = c->x->shape;
+    if (c->x->gathered)
+        add_span(c, own_memory, c->x->gathered, shape_rows(shape) * shape->array[0].row_bytes, true);
+}
+
 static void add_own_memory(struct checker *c)
 {
     const struct exchange_shape *shape = c->x->shape;
-    add_span(c, "the exchange's own memory", c->x->region + shape->begin, shape->end - shape->begin, true);
+    add_span(c, own_memory, c->x->region + shape->begin, shape->end - shape->begin, true);
+    add_gathered(c);
 }
 
 /* -------------------------------------------------------------------------------------------------- dispatch inputs */
@@ -326,13 +336,14 @@ static muster_status take_hidden_outputs(struct checker *c, const muster_ep_disp
 {
     const struct exchange_shape *shape = c->x->shape;
     int64_t groups = (shape->hidden + MUSTER_EP_FP8_GROUP - 1) / MUSTER_EP_FP8_GROUP;
-    bool required = shape->expert_major || shape->flat;
-    muster_status status = required ? check_present(c, "out_hidden", args->out_hidden) : MUSTER_OK;
+    muster_status status = shape->expert_major ? check_present(c, "out_hidden", args->out_hidden) : MUSTER_OK;
     if (status == MUSTER_OK)
         status = take_array(c, "out_hidden", shape->quantise ? MUSTER_FP8 : c->x->config->dtype, shape->hidden,
                             args->out_hidden, &receive->output[0]);
     if (status != MUSTER_OK)
         return status;
+    if (!args->out_hidden)
+        receive->output[0] = c->x->gathered;
     if (!shape->quantise)
         return check_absent(c, "out_scales", args->out_scales, "the exchange does not quantise");
     status = check_present(c, "out_scales", args->out_scales);
@@ -507,7 +518,7 @@ static muster_status take_results(struct checker *c, const muster_ep_combine_arg
     struct rule rule = rows_rule(shape, "results", c->x->config->dtype, shape->hidden, false);
     struct place place;
     *send = (struct combine_send_args){.stamp = 0};
-    if (!args->results && !shape->expert_major && !shape->flat)
+    if (!args->results && !shape->expert_major)
         return shape->quantise_return ? refuse_in_place(c) : MUSTER_OK;
     muster_status status = check_tensor(c, &rule, args->results, &place);
     if (status != MUSTER_OK)
@@ -521,21 +532,23 @@ static muster_status take_results(struct checker *c, const muster_ep_combine_arg
 static bool in_place(const struct args_exchange *x, const struct combine_send_args *send)
 {
     const struct exchange_shape *shape = x->shape;
-    return !shape->expert_major && !shape->flat && !shape->quantise_return &&
-           send->results.data == x->region + shape->results && send->results.stride == shape->result_bytes &&
-           send->block_stride == (size_t)shape->tokens * shape->result_bytes;
+    size_t block_stride = shape->flat ? 0 : (size_t)shape->tokens * shape->result_bytes;
+    return !shape->expert_major && !shape->quantise_return && send->results.data == x->region + shape->results &&
+           send->results.stride == shape->result_bytes && send->block_stride == block_stride;
 }
 
 /*
  * Results may be read from what dispatch brought, which combine leaves alone, but not from where combine writes; `out`
- * may overlap neither.
+ * may overlap neither. Flat rows of a source need not lie in memory of its own: another one, which has its results, may
+ * already lay down its next rows there.
  */
 static void add_combine_memory(struct checker *c)
 {
     const struct exchange_shape *shape = c->x->shape;
-    uint64_t written = shape->exact ? shape->home : shape->results;
-    add_span(c, "the exchange's own memory", c->x->region + shape->begin, written - shape->begin, false);
-    add_span(c, "the exchange's own memory", c->x->region + written, shape->end - written, true);
+    uint64_t written = shape->exact ? shape->home : shape->flat ? shape->begin : shape->results;
+    add_span(c, own_memory, c->x->region + shape->begin, written - shape->begin, false);
+    add_span(c, own_memory, c->x->region + written, shape->end - written, true);
+    add_gathered(c);
 }
 
 static muster_status take_combine_inputs(struct checker *c, const muster_ep_combine_args *args,

@@ -16,6 +16,7 @@ struct args_exchange {
     const muster_ep_config *config;
     const struct exchange_shape *shape;
     const unsigned char *region; /* this rank's own */
+    unsigned char *gathered; /* hidden rows go there that the caller wants in place; NULL: they stay in the region */
     muster_device device; /* on which tensors must lie */
     char payload_name[MUSTER_EP_MAX_PAYLOADS][ARGS_NAME_BYTES];
     char out_payload_name[MUSTER_EP_MAX_PAYLOADS][ARGS_NAME_BYTES];

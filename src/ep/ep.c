@@ -5,6 +5,7 @@
  */
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "core/error.h"
 #include "ep/ep_state.h"
@@ -75,10 +76,24 @@ static void ep_init(struct muster_ep *ep, muster_group *group, const muster_ep_c
     args_name_payloads(&ep->checks);
     for (int i = 0; i < MUSTER_EP_MAX_PAYLOADS; i++)
         ep->config.payload[i].name = NULL; /* the caller's; what is needed of it was copied */
-    ep->tensor_shape[0] = ep->shape.ranks;
-    ep->tensor_shape[1] = ep->shape.tokens;
-    ep->tensor_shape[2] = ep->shape.hidden;
+    int64_t rows = (int64_t)shape_rows(&ep->shape), hidden = ep->shape.hidden;
+    const int64_t in_blocks[] = {ep->shape.ranks, ep->shape.tokens, hidden}, flat[] = {rows, hidden, 0};
+    memcpy(ep->tensor_shape, ep->shape.flat ? flat : in_blocks, sizeof(ep->tensor_shape));
     ep->child = (struct group_child){.flag = ep_flag, .busy = ep_busy, .operation = "ep"};
+}
+
+/*
+ * Flat rows for a caller that gives no out_hidden lie in ordinary memory, and not moved together where they arrive: a row
+ * would come to lie in the block of another source, and a rank that was left out of a narrower mask, and does not know,
+ * may still store into its block (X7). Where nobody asks for them no page of it is ever touched.
+ */
+static bool ep_create_gathered(struct muster_ep *ep)
+{
+    if (!ep->shape.flat)
+        return true;
+    ep->gathered = calloc(shape_rows(&ep->shape), ep->shape.array[0].row_bytes);
+    ep->checks.gathered = ep->gathered;
+    return ep->gathered;
 }
 
 static muster_status ep_create_kernels(struct muster_ep *ep)
@@ -86,10 +101,11 @@ static muster_status ep_create_kernels(struct muster_ep *ep)
     if (ep->device_ops)
         return ep->device_ops->exchange_create(group_device(ep->group), &ep->shape, &ep->device);
     ep->kernels = cpu_kernel_ops.exchange_create(&ep->shape);
-    if (ep->kernels)
+    if (ep->kernels && ep_create_gathered(ep))
         return MUSTER_OK;
+    cpu_kernel_ops.exchange_destroy(ep->kernels);
     return error_set(MUSTER_ERR_MEMORY,
-                     "muster_ep_create: no ordinary memory for the plans of %d ranks, %d tokens and top-%d",
+                     "muster_ep_create: no ordinary memory for the plans and rows of %d ranks, %d tokens and top-%d",
                      ep->shape.ranks, ep->shape.tokens, ep->shape.topk);
 }
 
@@ -138,6 +154,7 @@ void muster_ep_destroy(muster_ep *ep)
         ep->device_ops->exchange_destroy(ep->device);
     else
         cpu_kernel_ops.exchange_destroy(ep->kernels);
+    free(ep->gathered);
     free(ep);
 }
 
@@ -294,21 +311,22 @@ muster_status muster_ep_combine(muster_ep *ep, const muster_ep_combine_args *arg
     return status == MUSTER_OK ? ep_combine(ep, &send, &receive, stream) : status;
 }
 
-/* ----------------------------------------------------------------------------------------- rows in symmetric memory */
+/* ---------------------------------------------------------------------------------------------------- rows in place */
 
-static muster_status ep_tensor(struct muster_ep *ep, const char *call, muster_dtype dtype, uint64_t offset,
+static muster_status ep_tensor(struct muster_ep *ep, const char *call, muster_dtype dtype, unsigned char *data,
                                muster_tensor *tensor)
 {
     if (!tensor)
         return error_set(MUSTER_ERR_ARGUMENT, "%s: tensor must not be NULL", call);
-    if (ep->config.layout != MUSTER_EP_RANK_MAJOR)
+    if (ep->shape.expert_major)
         return error_set(MUSTER_ERR_ARGUMENT,
-                         "%s: needs an exchange with layout = MUSTER_EP_RANK_MAJOR: with the others rows are copied",
+                         "%s: needs an exchange with layout = MUSTER_EP_RANK_MAJOR or MUSTER_EP_FLAT: a row of "
+                         "MUSTER_EP_EXPERT_MAJOR is copied to each of its slots",
                          call);
     *tensor = (muster_tensor){
-        .data = ep->region + offset,
+        .data = data,
         .device = ep->checks.device,
-        .ndim = 3,
+        .ndim = ep->shape.flat ? 2 : 3,
         .dtype = dtype,
         .shape = ep->tensor_shape,
     };
@@ -321,7 +339,7 @@ muster_status muster_ep_received(muster_ep *ep, muster_tensor *tensor)
     if (status != MUSTER_OK)
         return status;
     return ep_tensor(ep, "muster_ep_received", ep->shape.quantise ? MUSTER_FP8 : ep->config.dtype,
-                     ep->shape.array[0].offset, tensor);
+                     ep->gathered ? ep->gathered : ep->region + ep->shape.array[0].offset, tensor);
 }
 
 muster_status muster_ep_results(muster_ep *ep, muster_tensor *tensor)
@@ -333,5 +351,5 @@ muster_status muster_ep_results(muster_ep *ep, muster_tensor *tensor)
         return error_set(MUSTER_ERR_ARGUMENT,
                          "muster_ep_results: needs an exchange with quantise_return = MUSTER_EP_QUANTISE_NONE: rows do "
                          "not go home as they are, and cannot be written in place");
-    return ep_tensor(ep, "muster_ep_results", ep->config.dtype, ep->shape.results, tensor);
+    return ep_tensor(ep, "muster_ep_results", ep->config.dtype, ep->region + ep->shape.results, tensor);
 }

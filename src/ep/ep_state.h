@@ -28,7 +28,8 @@ struct muster_ep {
     struct exchange_shape shape;
     struct args_exchange checks;
     unsigned char *region;
-    int64_t tensor_shape[3]; /* of the tensors that lie in symmetric memory */
+    unsigned char *gathered; /* flat, without a device: where received rows lie end to end; see ep_create_gathered() */
+    int64_t tensor_shape[3]; /* of the tensors that callers use in place */
 
     struct ep_epoch now;
 

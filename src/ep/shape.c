@@ -132,10 +132,14 @@ static uint64_t take(uint64_t *next, uint64_t bytes)
     return offset;
 }
 
+uint64_t shape_rows(const struct exchange_shape *shape)
+{
+    return (uint64_t)shape->ranks * (uint64_t)shape->tokens;
+}
+
 static void add_array(struct exchange_shape *shape, uint64_t *next, size_t row_bytes)
 {
-    uint64_t rows = (uint64_t)shape->ranks * (uint64_t)shape->tokens;
-    shape->array[shape->arrays++] = (struct exchange_array){take(next, rows * row_bytes), row_bytes};
+    shape->array[shape->arrays++] = (struct exchange_array){take(next, shape_rows(shape) * row_bytes), row_bytes};
 }
 
 static size_t scale_bytes(int32_t hidden)
@@ -172,7 +176,7 @@ static int32_t told_words(const struct exchange_shape *shape)
 /* Nothing here depends on how many tokens a step has: a slow rank of one step and a fast one of the next agree. */
 static void make_offsets(const muster_ep_config *config, uint64_t begin, struct exchange_shape *shape)
 {
-    uint64_t next = begin, ranks = (uint64_t)shape->ranks, rows = ranks * (uint64_t)shape->tokens;
+    uint64_t next = begin, ranks = (uint64_t)shape->ranks, rows = shape_rows(shape);
     uint64_t routes = (uint64_t)shape->tokens * (uint64_t)shape->topk;
     shape->begin = begin;
     shape->dispatch_line = take(&next, ranks * sizeof(struct exchange_line));

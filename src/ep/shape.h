@@ -17,6 +17,9 @@ muster_status shape_check(const muster_ep_config *config, int32_t ranks);
 /* The shape of a checked configuration whose memory begins at `begin` of every region. */
 void shape_make(const muster_ep_config *config, int32_t ranks, uint64_t begin, struct exchange_shape *shape);
 
+/* Rows that a rank can receive from all others, and results that it can have for them, outside expert-major. */
+uint64_t shape_rows(const struct exchange_shape *shape);
+
 /* The array of the shape that payload i of the configuration became. */
 int shape_payload(const struct exchange_shape *shape, int payload);
 

@@ -29,7 +29,8 @@ struct exchange_line {
     uint64_t mask[2]; /* dispatch: the ranks that the peer takes to be part of it */
     uint64_t step; /* dispatch: the number of the peer's step in the epoch */
     uint32_t rows; /* dispatch: rows that came with it */
-    uint32_t pad[7];
+    uint32_t first; /* combine, flat, if home ranks read the peer's results: the row at which this rank's begin */
+    uint32_t pad[6];
 };
 
 /* A value with its flag: 16 bytes that are written and read at once. For backends that have such accesses. */
@@ -71,7 +72,7 @@ struct exchange_shape {
     uint64_t row_token; /* [R][T] int32 */
     uint64_t row_slot; /* [R][T][K] int32: local slot or -1 */
     uint64_t row_weight; /* [R][T][K] fp32 */
-    uint64_t results; /* reduced: [R][T] rows, read by their home ranks */
+    uint64_t results; /* reduced: [R][T] or, flat, [R * T] rows, read by their home ranks */
     uint64_t home; /* exact: [T][K] rows, written by the ranks of the experts */
 
     /* Only for backends that push results home and wait for single rows; others leave these untouched. */
@@ -109,7 +110,10 @@ struct dispatch_send_args {
     bool keeps_own; /* rows of this rank to itself stay where they are: see dispatch_receive_args.own */
 };
 
-/* Outputs are compact; those with a NULL pointer are not wanted. */
+/*
+ * Outputs are compact; those with a NULL pointer are not wanted, except for hidden states outside expert-major: their
+ * caller reads them in the region, in the layout of the exchange. (On the CPU flat ones have always another place.)
+ */
 struct dispatch_receive_args {
     uint64_t stamp;
     unsigned char *output[EXCHANGE_MAX_ARRAYS];
@@ -121,7 +125,7 @@ struct dispatch_receive_args {
     const struct dispatch_send_args *own; /* where this rank's rows to itself are; NULL: they were sent like others */
 };
 
-/* results: [S][R*T], [R][T] or, flat, [R*T] rows; data NULL: they already lie in the region. */
+/* results: [S][R*T], [R][T] or, flat, [R*T] rows; data NULL: they already lie in the region, in just this layout. */
 struct combine_send_args {
     uint64_t stamp;
     struct row_input results;

@@ -382,8 +382,11 @@ static bool hidden_right(struct party *p)
         return numbers_same(p, "out_hidden", type, array_data(&p->out_hidden), want->hidden, (size_t)want->rows * row);
     if (!w->c.in_place)
         return array_same(p, "out_hidden", &p->out_hidden, want->hidden);
+    size_t next = 0;
     for (int s = 0; s < w->ranks; s++) {
-        size_t first = (size_t)(s * w->c.max_tokens) * row, count = (size_t)want->counts[s] * row;
+        size_t first = w->c.layout == MUSTER_EP_FLAT ? next : (size_t)(s * w->c.max_tokens) * row;
+        size_t count = (size_t)want->counts[s] * row;
+        next += count;
         const unsigned char *got = array_data(&p->out_hidden) + first * bytes;
         if (w->shape.quantise ? !numbers_same(p, "received", type, got, want->hidden + first * bytes, count)
                               : !bytes_same(p, "received", got, want->hidden + first * bytes, count, bytes))
@@ -463,7 +466,8 @@ static muster_status party_take_in_place(struct party *p, muster_ep *ep)
     if (status != MUSTER_OK)
         return status;
     rows_make(&p->out_hidden, p->world, party_hidden_dtype(p->world), p->world->c.hidden, -1);
-    if (t.ndim != 3 || memcmp(t.shape, p->out_hidden.shape, 3 * sizeof(int64_t)) != 0 ||
+    int32_t ndim = p->out_hidden.tensor.ndim;
+    if (t.ndim != ndim || memcmp(t.shape, p->out_hidden.shape, (size_t)ndim * sizeof(int64_t)) != 0 ||
         memcmp(&t.dtype, &p->out_hidden.tensor.dtype, sizeof(t.dtype)) != 0) {
         snprintf(p->why, sizeof(p->why), "rank %d: muster_ep_received() has the wrong shape or type", p->rank);
         return MUSTER_ERR_UNSUPPORTED;
@@ -490,6 +494,16 @@ static muster_status party_give_in_place(struct party *p, muster_ep *ep)
         free(results);
     }
     return MUSTER_OK;
+}
+
+muster_status party_compute(struct party *p, muster_ep *ep)
+{
+    if (!p->world->c.in_place) {
+        party_experts(p);
+        return MUSTER_OK;
+    }
+    muster_status status = party_take_in_place(p, ep);
+    return status == MUSTER_OK ? party_give_in_place(p, ep) : status;
 }
 
 /* The inputs were borrowed for the call only; a device reads them when the stream comes to it. */
@@ -539,18 +553,9 @@ muster_status party_combine(struct party *p, muster_ep *ep)
 muster_status party_exchange(struct party *p, muster_ep *ep)
 {
     muster_status status = party_dispatch(p, ep);
-    if (status != MUSTER_OK)
-        return status;
-    if (!p->world->c.in_place) {
-        party_experts(p);
-    } else {
-        status = party_take_in_place(p, ep);
-        if (status == MUSTER_OK)
-            status = party_give_in_place(p, ep);
-        if (status != MUSTER_OK)
-            return status;
-    }
-    return party_combine(p, ep);
+    if (status == MUSTER_OK)
+        status = party_compute(p, ep);
+    return status == MUSTER_OK ? party_combine(p, ep) : status;
 }
 
 bool party_right(struct party *p)

@@ -44,8 +44,11 @@ bool party_untouched(struct party *p);
 /* Compares every output of dispatch, byte by byte and canaries included, with what the oracle says. */
 bool party_dispatched(struct party *p);
 
-/* Runs this rank's experts on what it received, for combine. */
+/* Runs this rank's experts on what it received, for combine. Not for cases in place. */
 void party_experts(struct party *p);
+
+/* The same for every case: in place, rows are read and results written in the exchange's own memory. */
+muster_status party_compute(struct party *p, muster_ep *ep);
 
 bool party_combined(struct party *p);
 

@@ -34,7 +34,7 @@ struct exchange_case {
     int no_weights;
     int pad;
     int strided; /* inputs have padded rows and a byte offset, and strides are given everywhere */
-    int in_place; /* rank-major: rows are read and results written in the exchange's own memory */
+    int in_place; /* rank-major, flat: rows are read and results written in the exchange's own memory */
     int halves; /* send and receive as two calls each */
     int payloads;
     struct {

@@ -21,21 +21,25 @@ fi
 
 keys="op backend ranks tokens hidden topk experts dtype combine ft dispatch_us combine_us pair_graph_us link_gbs sms exchange_mb"
 
-# rows TOKENS...: a good row for each count
+# rows SERIES TOKENS...: a good row for each count and each of SERIES
 rows() {
-    local line=0 key
+    local line=0 key series=$1
+    shift
     for tokens in "$@"; do
-        line=$((line + 1))
-        for key in $keys; do
-            [ -n "$(field $line "$key")" ] || complain "line $line has no $key"
-        done
-        is $line op ep
-        is $line backend cuda
-        is $line ranks 2
-        is $line tokens "$tokens"
-        is $line wrong 0
-        for key in dispatch_us combine_us pair_graph_us link_gbs sms exchange_mb; do
-            above $line "$key" 0
+        for name in $series; do
+            line=$((line + 1))
+            for key in $keys; do
+                [ -n "$(field $line "$key")" ] || complain "line $line has no $key"
+            done
+            is $line op ep
+            is $line backend cuda
+            is $line rows "$name"
+            is $line ranks 2
+            is $line tokens "$tokens"
+            is $line wrong 0
+            for key in dispatch_us combine_us pair_graph_us link_gbs sms exchange_mb; do
+                above $line "$key" 0
+            done
         done
     done
     [ "$(wc -l <"$folder/out")" = "$line" ] || complain "$(wc -l <"$folder/out") lines, wanted $line"
@@ -46,10 +50,13 @@ mode() {
     perf --tokens 1,17,150 --hidden 1088 --topk 5 --experts 11 "$@"
     status=$?
     [ "$status" = 0 ] || complain "exit status $status: $*"
-    rows 1 17 150
+    case " $* " in
+    *--layout\ rank* | *--layout\ flat*) rows "in-place caller" 1 17 150 ;;
+    *) rows caller 1 17 150 ;; # expert-major
+    esac
 }
 
-for layout in "--layout expert --combine reduced" "--layout expert --combine exact" "--layout rank"; do
+for layout in "--layout expert --combine reduced" "--layout expert --combine exact" "--layout rank" "--layout flat"; do
     for type in "--dtype bf16" "--dtype fp16" "--dtype fp32" "--quantise fp8" "--quantise fp8p2" "--dtype fp16 --quantise fp8"; do
         mode $layout $type
         is 1 ft true

@@ -154,8 +154,9 @@ perf_table() {
     fi
     call 0 perf ep --tokens 5 --layout expert $quick
     says out '^# no mpi: it does --layout rank'
+    says_not out in-place # a row goes to each of its experts
     call 0 perf ep --tokens 5 --layout flat $quick
-    says_not out in-place # nothing stays in the library's memory
+    says out '^  cpu +in-place +2 +5 .* flat +reduced '
     says out '^  cpu +caller +2 +5 .* flat +reduced '
     # Wherever this tool is, it works without mpirun.
     PATH=/nonexistent call_without_path perf ep --tokens 5 --json $quick

@@ -311,7 +311,7 @@ static void weigh_rows(struct buffers *b, int me, bool flat)
     }
 }
 
-/* Reads what came, or writes what goes back, where it lies in symmetric memory; rows that hold nothing as well. */
+/* Reads what came, or writes what goes back, where the exchange has it; rows that hold nothing as well. */
 static void use_in_place(muster_ep *ep, struct buffers *b, bool write)
 {
     muster_tensor tensor;
@@ -383,7 +383,7 @@ static void calls_make(struct calls *c, struct pair *pair, struct buffers *b, in
 {
     int64_t tokens = pair->tokens[me];
     *c = (struct calls){.dispatch = MUSTER_EP_DISPATCH_INIT, .combine = MUSTER_EP_COMBINE_INIT};
-    c->in_place = sim.config[pair->exchange].layout == MUSTER_EP_RANK_MAJOR && random_chance(&sim.running->dice, 500);
+    c->in_place = sim.config[pair->exchange].layout != MUSTER_EP_EXPERT_MAJOR && random_chance(&sim.running->dice, 500);
     c->dispatch.pad_ids = pair->padded;
     c->dispatch.dropped_routes = &b->dropped;
     c->dispatch.hidden = box_of(&c->hidden, b->hidden, MUSTER_FP32, 2, tokens, HIDDEN, 0);

@@ -175,7 +175,7 @@ static int dispatch_targets(struct party *p, struct target targets[MAX_TARGETS])
 {
     muster_ep_dispatch_args *d = &p->dispatch;
     unsigned scales = p->world->c.quantise ? REQUIRED : 0;
-    unsigned in_caller = p->world->c.layout == MUSTER_EP_RANK_MAJOR ? 0 : REQUIRED;
+    unsigned in_caller = p->world->c.layout == MUSTER_EP_EXPERT_MAJOR ? REQUIRED : 0;
     const struct target all[] = {
         {"hidden", &d->hidden, INPUT | REQUIRED},
         {"topk_slots", &d->topk_slots, INPUT | REQUIRED},
@@ -199,7 +199,7 @@ static int dispatch_targets(struct party *p, struct target targets[MAX_TARGETS])
 static int combine_targets(struct party *p, struct target targets[MAX_TARGETS])
 {
     muster_ep_combine_args *c = &p->combine;
-    bool in_place = p->world->c.layout == MUSTER_EP_RANK_MAJOR && !p->world->c.quantise_return;
+    bool in_place = p->world->c.layout != MUSTER_EP_EXPERT_MAJOR && !p->world->c.quantise_return;
     unsigned in_caller = in_place ? 0 : REQUIRED;
     const struct target all[] = {
         {"results", &c->results, INPUT | in_caller},
@@ -356,19 +356,19 @@ static void flat_rows_are_no_blocks(void **state)
 }
 
 /*
- * Where an exchange keeps what homes read of it is no place for the caller's results, though it would hold them. An
- * exchange before it, rank-major and otherwise alike, shows where that is.
+ * Where an exchange keeps rows that it quantises on their way home is no place for the caller's results. An exchange
+ * before it, which does not quantise them and is otherwise alike, shows where that is.
  */
 static void refuse_own_memory(struct cluster_rank *self)
 {
     const struct world *world = self->context;
-    struct exchange_case by_rank = world->c;
-    by_rank.layout = MUSTER_EP_RANK_MAJOR;
-    muster_ep *before = rounds_create(self, &by_rank), *ep = rounds_create(self, &world->c);
+    struct exchange_case alike = world->c;
+    alike.quantise_return = MUSTER_EP_QUANTISE_NONE;
+    muster_ep *before = rounds_create(self, &alike), *ep = rounds_create(self, &world->c);
     struct party *p = party_open(world, self->rank), *canaries = party_open(world, self->rank);
     muster_tensor there, tensor = *p->combine.results;
     expect_status(muster_ep_results(before, &there), MUSTER_OK, "muster_ep_results");
-    tensor.data = (char *)there.data + there.byte_offset + rounds_memory_bytes(&by_rank, 1, world->ranks);
+    tensor.data = (char *)there.data + there.byte_offset + rounds_memory_bytes(&alike, 1, world->ranks);
     expect_status(party_dispatch(p, ep), MUSTER_OK, "muster_ep_dispatch");
     canaries->combine.results = &tensor;
     expect_refused(canaries, call_combine(canaries, ep), "own memory", "in its place in the region");
@@ -382,13 +382,56 @@ static void refuse_own_memory(struct cluster_rank *self)
     muster_ep_destroy(before);
 }
 
-static void flat_results_are_not_taken_in_place(void **state)
+static void quantised_results_are_not_taken_in_place(void **state)
 {
     (void)state;
-    struct cluster_options options = {.ranks = 2, .memory_bytes = 2 * rounds_memory_bytes(&flat, 1, 2)};
-    struct world *world = world_make(&flat, 2, mask_first(2), 5);
-    assert_true(cluster_run(&options, refuse_own_memory, world));
-    world_free(world);
+    struct exchange_case cases[2] = {returned, flat};
+    cases[1].quantise_return = MUSTER_EP_QUANTISE_FP8;
+    for (int i = 0; i < 2; i++) {
+        struct cluster_options options = {.ranks = 2, .memory_bytes = 3 * rounds_memory_bytes(&cases[i], 1, 2)};
+        struct world *world = world_make(&cases[i], 2, mask_first(2), 5);
+        assert_true(cluster_run(&options, refuse_own_memory, world));
+        world_free(world);
+    }
+}
+
+/* The tensors that the exchange gives may be handed back to it, but only as they are and to the call that they are for. */
+static void hand_in_results(struct cluster_rank *self)
+{
+    const struct world *world = self->context;
+    muster_ep *ep = rounds_create(self, &world->c);
+    struct party *p = party_open(world, self->rank), *canaries = party_open(world, self->rank);
+    muster_tensor received, results;
+    expect_status(muster_ep_received(ep, &received), MUSTER_OK, "muster_ep_received");
+    expect_status(muster_ep_results(ep, &results), MUSTER_OK, "muster_ep_results");
+    canaries->dispatch.out_hidden = &received;
+    expect_refused(canaries, call_dispatch(canaries, ep), "own memory", "received as out_hidden");
+    expect_status(party_dispatch(p, ep), MUSTER_OK, "muster_ep_dispatch");
+    muster_tensor moved = results;
+    moved.byte_offset = (uint64_t)world->c.hidden * 2;
+    canaries->combine.results = &moved;
+    expect_refused(canaries, call_combine(canaries, ep), "own memory", "results in place, but a row further");
+    canaries->combine.results = &received;
+    if (world->c.layout == MUSTER_EP_FLAT)
+        expect_refused(canaries, call_combine(canaries, ep), "own memory", "flat results among received rows");
+    expect_status(party_compute(p, ep), MUSTER_OK, "experts");
+    p->combine.results = &results;
+    expect_status(party_combine(p, ep), MUSTER_OK, "muster_ep_combine");
+    expect_status(cluster_verdict(self).status, MUSTER_OK, "the verdict");
+    expect(party_right(p), "%s", p->why);
+    party_close(canaries);
+    party_close(p);
+    muster_ep_destroy(ep);
+}
+
+static void tensors_in_place_are_handed_in(void **state)
+{
+    (void)state;
+    struct exchange_case c = rank_major;
+    c.in_place = 1;
+    run_on(&c, 2, hand_in_results);
+    c.layout = MUSTER_EP_FLAT;
+    run_on(&c, 2, hand_in_results);
 }
 
 /* ---- what is wrong with the call as a whole ---- */
@@ -650,7 +693,8 @@ int main(void)
         cmocka_unit_test(wrong_tensors_quantised_return),
         cmocka_unit_test(wrong_tensors_flat),
         cmocka_unit_test(flat_rows_are_no_blocks),
-        cmocka_unit_test(flat_results_are_not_taken_in_place),
+        cmocka_unit_test(quantised_results_are_not_taken_in_place),
+        cmocka_unit_test(tensors_in_place_are_handed_in),
         cmocka_unit_test(wrong_calls),
         cmocka_unit_test(outputs_of_other_configurations),
         cmocka_unit_test(too_many_tokens),

@@ -159,7 +159,7 @@ static void receive_tokens(struct world *w, int r, uint64_t pair)
 static void send_results(struct world *w, int r, uint64_t pair)
 {
     struct rank *rank = &w->rank[r];
-    size_t rows = w->shape.expert_major ? RANKS * TOKENS : TOKENS;
+    size_t rows = w->shape.expert_major ? RANKS * TOKENS : w->shape.flat ? 0 : TOKENS;
     struct combine_send_args args = {.stamp = stamp(pair),
                                      .results = {(const unsigned char *)rank->out_hidden, sizeof(rank->hidden[0])},
                                      .block_stride = rows * sizeof(rank->hidden[0])};
@@ -445,6 +445,33 @@ static void mad_peers_are_refused(void **state)
             assert_failure(&w->rank[0], MUSTER_REASON_VALUE, MUSTER_PHASE_DISPATCH, 1);
             world_close(w);
         }
+}
+
+/* X9: flat: where a peer has this rank's results is for it to say, within its array. */
+static void mad_places_are_refused(void **state)
+{
+    (void)state;
+    muster_ep_config config = rank_major();
+    config.layout = MUSTER_EP_FLAT;
+    const struct {
+        uint32_t first;
+        bool possible;
+    } places[] = {{RANKS * TOKENS - 2, true}, {RANKS * TOKENS - 1, false}, {UINT32_MAX, false}};
+    for (size_t i = 0; i < sizeof(places) / sizeof(places[0]); i++) {
+        struct world *w = world_open(&config);
+        route(w, 0, 0, 2, -1, -1); /* two rows to rank 1 */
+        route(w, 0, 1, 3, -1, -1);
+        on_ranks(w, mask_first(RANKS), send_tokens, 0);
+        on_ranks(w, mask_first(RANKS), receive_tokens, 0);
+        on_ranks(w, mask_first(RANKS), send_results, 0);
+        exchange_lines(&w->rank[0].step, 0, w->shape.combine_line)[1].first = places[i].first;
+        receive_results(w, 0, 0);
+        if (places[i].possible)
+            assert_good(w);
+        else
+            assert_failure(&w->rank[0], MUSTER_REASON_VALUE, MUSTER_PHASE_COMBINE, 1);
+        world_close(w);
+    }
 }
 
 /* X8: a rank that has left an operation out is one pair behind; its next dispatch is not the one that it owes. */
@@ -748,6 +775,7 @@ int main(void)
         cmocka_unit_test(results_that_change_while_they_are_read_void_the_step),
         cmocka_unit_test(bad_entries_send_nothing),
         cmocka_unit_test(mad_peers_are_refused),
+        cmocka_unit_test(mad_places_are_refused),
         cmocka_unit_test(dispatches_of_another_step_are_refused),
         cmocka_unit_test(plans_are_copied_before_they_are_checked),
         cmocka_unit_test(waits_publish_whom_they_wait_for),

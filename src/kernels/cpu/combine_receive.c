@@ -14,7 +14,8 @@ static const unsigned char *part_at(const struct cpu_exchange *x, const struct k
         row = (size_t)token * (size_t)shape->topk + (size_t)x->plan.from[part];
         return exchange_at(step, step->rank, shape->home) + row * shape->return_bytes;
     }
-    row = exchange_row(shape, step->rank, x->plan.row[part]);
+    size_t first = shape->flat ? (size_t)x->plan.first[x->plan.from[part]] : exchange_row(shape, step->rank, 0);
+    row = first + (size_t)x->plan.row[part];
     return exchange_at(step, x->plan.from[part], shape->results) + row * shape->return_bytes;
 }
 
@@ -43,6 +44,23 @@ static void add_token(const struct cpu_exchange *x, const struct kernel_step *st
         x->rows->add_quantised(&sum, x->shape.type, (size_t)x->shape.hidden, out);
     else
         x->rows->add(&sum, x->shape.type, (size_t)x->shape.hidden, out);
+}
+
+/* X9: flat: where each rank has the results for this one: as many as it was sent rows, and within its array. */
+static bool accept_places(const struct cpu_exchange *x, const struct kernel_step *step)
+{
+    const struct exchange_line *line = exchange_lines(step, step->rank, x->shape.combine_line);
+    uint32_t rows = (uint32_t)x->shape.ranks * (uint32_t)x->shape.tokens;
+    for (int peer = mask_next(step->mask, 0); peer >= 0; peer = mask_next(step->mask, peer + 1)) {
+        uint32_t first;
+        remote_read(&first, &line[peer].first, sizeof(first));
+        if (first > rows - (uint32_t)x->plan.rows[peer]) {
+            exchange_refuse(step, MUSTER_PHASE_COMBINE, peer, first);
+            return false;
+        }
+        x->plan.first[peer] = (int32_t)first;
+    }
+    return true;
 }
 
 /*
@@ -89,6 +107,8 @@ void combine_receive(void *exchange, const struct kernel_step *step, const struc
     if (!wait_lines(step, line, args->stamp, step->mask, MUSTER_PHASE_COMBINE))
         return;
     fault_here(FAULT_COMBINE_WAITED);
+    if (x->shape.flat && !accept_places(x, step))
+        return;
     for (int32_t t = 0; t < x->plan.tokens; t++) {
         if (t % x->chunk == 0 && !wait_epoch_lives(step, MUSTER_PHASE_COMBINE))
             return;

@@ -26,7 +26,8 @@ static void row_sent(struct returning *r, int rank)
 static unsigned char *result_row(const struct returning *r, int rank, int32_t j)
 {
     const struct exchange_shape *shape = &r->x->shape;
-    return exchange_at(r->step, r->step->rank, shape->results) + exchange_row(shape, rank, j) * shape->return_bytes;
+    size_t row = exchange_first_row(r->x, rank) + (size_t)j;
+    return exchange_at(r->step, r->step->rank, shape->results) + row * shape->return_bytes;
 }
 
 /* One row on its way home while it is quantised: made where it goes, or in scratch. */
@@ -176,6 +177,19 @@ static bool return_all_rows(struct returning *r, const struct exchange_order *or
 }
 
 /*
+ * Flat results lie end to end here as well, so that a caller can write them in place; where a home's begin it cannot know
+ * by itself. What is overwritten here a home has read in the combine before, with the results.
+ */
+static void tell_places(const struct returning *r, const struct exchange_order *order)
+{
+    for (int i = 0; i < order->count; i++) {
+        uint32_t first = (uint32_t)r->x->received.first[order->rank[i]];
+        struct exchange_line *line = exchange_lines(r->step, order->rank[i], r->x->shape.combine_line);
+        remote_copy(&line[r->step->rank].first, &first, sizeof(first));
+    }
+}
+
+/*
  * Credit (X4, X5). Reduced: the sums stored here overwrite those of the pair before in this rank's own region, which
  * their home ranks load in that pair's combine. Exact: the rows pushed here overwrite those that their home ranks load
  * there. Either way a home rank is done with them before it raises the flag of the dispatch that came after, and this
@@ -191,6 +205,8 @@ void combine_send(void *exchange, const struct kernel_step *step, const struct c
     exchange_order(step, &order);
     if (!return_all_rows(&r, &order))
         return;
+    if (x->shape.flat)
+        tell_places(&r, &order);
     fault_here(FAULT_COMBINE_BEFORE_FLAG);
     exchange_raise(step, &order, x->shape.combine_line, args->stamp, FAULT_COMBINE_BETWEEN_FLAGS);
     fault_here(FAULT_COMBINE_SENT);

@@ -61,10 +61,11 @@ static bool plan_create(struct send_plan *plan, const struct counts *n, bool exa
     plan->from = calloc(routes, sizeof(*plan->from));
     plan->row = calloc(exact ? 1 : routes, sizeof(*plan->row));
     plan->scale = calloc(routes, sizeof(*plan->scale));
+    plan->first = calloc(n->ranks, sizeof(*plan->first));
     plan->slot_mark = calloc(n->ranks * n->slots, sizeof(*plan->slot_mark));
     plan->rank_mark = calloc(n->ranks, sizeof(*plan->rank_mark));
     return plan->rows && plan->token && plan->slot && plan->weight && plan->loads && plan->parts && plan->from &&
-           plan->row && plan->scale && plan->slot_mark && plan->rank_mark;
+           plan->row && plan->scale && plan->first && plan->slot_mark && plan->rank_mark;
 }
 
 static void plan_destroy(struct send_plan *plan)
@@ -78,6 +79,7 @@ static void plan_destroy(struct send_plan *plan)
     free(plan->from);
     free(plan->row);
     free(plan->scale);
+    free(plan->first);
     free(plan->slot_mark);
     free(plan->rank_mark);
 }

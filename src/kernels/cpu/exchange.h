@@ -23,6 +23,7 @@ struct send_plan {
     int32_t *from; /* [T][K] ... reduced: from which rank, ascending; exact: for which k, ascending */
     int32_t *row; /* [T][K] reduced: which row of that rank's results */
     float *scale; /* [T][K] exact: its weight; reduced: 1, the ranks having weighted */
+    int32_t *first; /* [R] flat: at which row of a rank's results those for this rank begin, as it has told */
     /* Marks of the token that was planned last, so that nothing need be cleared between tokens. */
     uint32_t mark;
     uint32_t *slot_mark; /* [R * S] */
@@ -69,7 +70,7 @@ static inline size_t exchange_row(const struct exchange_shape *shape, int rank, 
     return (size_t)rank * (size_t)shape->tokens + (size_t)j;
 }
 
-/* Rank-major and flat: where the caller's arrays have the first row of a source. */
+/* Where the caller's arrays and the results have the first row of a source. */
 static inline size_t exchange_first_row(const struct cpu_exchange *x, int rank)
 {
     return x->shape.flat ? (size_t)x->received.first[rank] : exchange_row(&x->shape, rank, 0);
