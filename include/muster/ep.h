@@ -216,7 +216,8 @@ MUSTER_API muster_status muster_ep_dispatch(muster_ep *ep, const muster_ep_dispa
 /*
  * The two halves of dispatch, to compute in between. Send does not wait for peers and borrows the inputs only for the
  * call (CUDA: until the stream has passed it); receive is given the outputs of the same args struct (its inputs are
- * ignored), and waits. CUDA: a kernel each; the second on another stream only behind an event of the first.
+ * ignored), and waits. CUDA: a kernel each; the second on another stream only behind an event of the first; flat, the
+ * send half waits until every active rank has begun its own, since where rows go depends on the counts of all.
  */
 MUSTER_API muster_status muster_ep_dispatch_send(muster_ep *ep, const muster_ep_dispatch_args *args, void *stream);
 MUSTER_API muster_status muster_ep_dispatch_receive(muster_ep *ep, const muster_ep_dispatch_args *args, void *stream);

@@ -10,6 +10,7 @@
 #include "kernels/cuda/combine_receive.cuh"
 #include "kernels/cuda/combine_send.cuh"
 #include "kernels/cuda/operations.h"
+#include "kernels/cuda/post.cuh"
 
 /* One of the next rows of a warp, as a lane has found out: where it lies, where it goes, and the flag there. */
 struct home_bound {
@@ -61,15 +62,15 @@ __device__ inline void stream_home(struct bulk_stage *stage, const struct home_b
 
 /*
  * Each lane finds out about another of the warp's next rows, since that takes several loads, one after the other. A row's
- * flag is raised by the lane that had the engine store it, when the next row is under way (X5); credit as in
+ * flag is posted by the lane that had the engine store it, when the next row is under way (X5); credit as in
  * send_rows_home().
  */
 __device__ inline void stream_rows_home(const struct cuda_launch &l, const struct turn *turn,
-                                        const struct combine_send_args &send, struct bulk_stage *stage, int32_t warp,
-                                        int32_t warps)
+                                        const struct combine_send_args &send, struct bulk_stage *stage,
+                                        struct post_office *office, int32_t warp, int32_t warps)
 {
     int32_t lane = (int32_t)threadIdx.x & 31, all = l.shape.tokens * turn->ranks; /* at most 2^23 */
-    uint64_t *flag = NULL; /* of the row before */
+    uint64_t *flag = NULL; /* of the row before; in lane 0 */
     for (int32_t first = warp; first < all; first += 32 * warps) {
         struct home_bound mine = find_home(l, turn, send, first + lane * warps, all);
         if (!__all_sync(~0u, mine.good))
@@ -78,27 +79,32 @@ __device__ inline void stream_rows_home(const struct cuda_launch &l, const struc
             struct home_bound row = home_of(mine, __ffs(left) - 1);
             stream_home(stage, row, l.shape.return_bytes);
             bulk_settle();
-            if (lane == 0 && flag)
-                flag_raise(flag, turn->stamp);
-            flag = row.flag;
+            post_flags(office, flag);
+            flag = lane == 0 ? row.flag : NULL;
         }
     }
     bulk_close(stage);
-    if (lane == 0 && flag)
-        flag_raise(flag, turn->stamp);
+    post_flags(office, flag);
+    post_close(office);
 }
 
+/* As many warps send as there are stages; the last of the block is the postman. */
 __device__ inline void stream_send_block(const struct cuda_launch &l, const struct turn *turn,
                                          const struct combine_send_args &send, unsigned char *shared, int block,
                                          int blocks)
 {
     __shared__ uint64_t barriers[OPERATIONS_MAX_THREADS / 32];
-    int32_t warp = (int32_t)threadIdx.x / 32;
+    __shared__ struct post_office office;
+    int32_t warp = (int32_t)threadIdx.x / 32, stage_bytes = l.plan.stage_bytes;
     struct bulk_stage stage;
+    post_open(&office, l.plan.stages);
+    __syncthreads();
+    if (warp == (int32_t)blockDim.x / 32 - 1)
+        post_deliver(&office, turn->stamp);
     if (warp >= l.plan.stages)
         return;
-    bulk_open(&stage, shared + (size_t)warp * l.plan.stage_bytes, (uint32_t)l.plan.stage_bytes, &barriers[warp]);
-    stream_rows_home(l, turn, send, &stage, warp * blocks + block, l.plan.stages * blocks);
+    bulk_open(&stage, shared + warp * stage_bytes, (uint32_t)stage_bytes, &barriers[warp]);
+    stream_rows_home(l, turn, send, &stage, &office, warp * blocks + block, l.plan.stages * blocks);
 }
 
 /* A lane waits for each rank that owes something to the token. */
@@ -109,9 +115,10 @@ __device__ inline bool stream_await(const struct cuda_launch &l, const struct tu
     bool come = true;
     for (int rank = threadIdx.x & 31; rank < turn->ranks; rank += 32)
         if (l.own.token_ranks[2 * (size_t)token + (rank >> 6)] >> (rank & 63) & 1)
-            come = wait_flag<FT>(l, turn,
-                                 {flag + row_at(l.shape, rank, token), turn->stamp, rank, MUSTER_PHASE_COMBINE}) &&
-                   come;
+            come =
+                wait_flag_calmly<FT>(l, turn,
+                                     {flag + row_at(l.shape, rank, token), turn->stamp, rank, MUSTER_PHASE_COMBINE}) &&
+                come;
     return __all_sync(~0u, come);
 }
 

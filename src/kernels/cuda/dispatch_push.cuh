@@ -46,6 +46,7 @@ template <bool FT>
 __device__ inline bool place_first(const struct cuda_launch &l, const struct turn *turn, const struct route_input &in,
                                    const struct route_counts &counts)
 {
+    __syncthreads(); /* the planning block has used them */
     route_clear(in, counts);
     __syncthreads();
     if (l.shape.flat)
@@ -74,7 +75,7 @@ __device__ inline void place_tokens(const struct route_input &in, const struct r
 #pragma unroll
         for (int n = 0; n < FLIGHT; n++)
             if (begin + n < count)
-                route_place(in, counts, id[n], weight[n], &token[begin + n]);
+                route_place(in, counts, first + begin + n, id[n], weight[n], &token[begin + n]);
     }
 }
 
@@ -238,7 +239,7 @@ __device__ inline void send_push_block(const struct cuda_launch &l, const struct
     for (int32_t first = block * size; first < send.tokens; first += blocks * size) {
         int32_t left = send.tokens - first, count = left < size ? left : size;
         struct push_batch *batch = &batches[turnabout ^= 1];
-        route_each(counted, first, [&](int32_t token) { route_count(in, counts, token, first); });
+        route_each(in, counted, first, blockDim.x, [&](const struct route &r) { route_count(in, counts, r); });
         __syncthreads();
         if (threadIdx.x / 32 == blockDim.x / 32 - 1) { /* not the warp that raises flags */
             batch->first = first;

@@ -327,7 +327,7 @@ __device__ inline bool await_run(const struct cuda_launch &l, const struct turn 
     bool come = true;
     if (lane < run->count) {
         const uint64_t *flag = (const uint64_t *)region_at(turn, turn->rank, l.shape.row_flag) + run->row + lane;
-        come = wait_flag<FT>(l, turn, {flag, turn->stamp, run->rank, MUSTER_PHASE_DISPATCH});
+        come = wait_flag_calmly<FT>(l, turn, {flag, turn->stamp, run->rank, MUSTER_PHASE_DISPATCH});
     }
     return __all_sync(~0u, come); /* and what each flag's reader may see, its whole warp may see */
 }

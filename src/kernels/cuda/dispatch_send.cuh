@@ -17,33 +17,20 @@ struct send_plan {
     int32_t dropped;
 };
 
-/* Whether a token has a route to that slot before its k-th. */
-__device__ inline bool plan_named_before(const struct route_input &in, int32_t token, int32_t k, int64_t id)
+/* Whether an entry may stand there: -1, or a slot that exists, is not named twice, and is active or may be dropped. */
+__device__ __forceinline__ bool plan_allows(const struct route_input &in, bool masked, const struct route &r)
 {
-    for (int32_t before = 0; before < k; before++)
-        if (route_id(in, token, before) == id)
-            return true;
-    return false;
+    return r.id == -1 || (r.id >= 0 && r.id < in.slots && !r.again && (masked || r.slot >= 0));
 }
 
-/*
- * Whether the token's entries may stand there: -1, or a slot that exists, is not named twice, and is active or may be dropped.
- * X7: a route to an inactive rank becomes -1 and is reported, and nobody renormalises what is left. One thread.
- */
-__device__ inline void plan_check(const struct route_input &in, bool masked, int32_t token, struct send_plan *plan)
+/* X7: a route to an inactive rank becomes -1 and is reported, and nobody renormalises what is left. */
+__device__ inline void plan_check(const struct route_input &in, bool masked, const struct route &r,
+                                  struct send_plan *plan)
 {
-    uint64_t seen = 0; /* bits of ids: only ids whose bit is there can be there twice */
-    route_each_of(in, token, [&](int32_t k, int64_t id) {
-        if (id == -1)
-            return;
-        bool inside = id >= 0 && id < in.slots, sent = route_slot(in, id) >= 0;
-        bool again = inside && seen >> (id & 63) & 1 && plan_named_before(in, token, k, id);
-        seen |= UINT64_C(1) << (id & 63);
-        if (!inside || again || (!sent && !masked))
-            atomicMin(&plan->bad, (unsigned long long)token << 32 | (unsigned)k);
-        else if (!sent)
-            atomicAdd(&plan->dropped, 1);
-    });
+    if (!plan_allows(in, masked, r))
+        atomicMin(&plan->bad, (unsigned long long)r.token << 32 | (unsigned)r.k);
+    else if (r.slot < 0 && r.id != -1)
+        atomicAdd(&plan->dropped, 1);
 }
 
 /* Word `word` of what `rank` is told. */
@@ -111,10 +98,9 @@ __device__ inline bool send_plan(const struct cuda_launch &l, const struct turn 
     }
     route_clear(in, counts);
     __syncthreads();
-    route_each(0, send.tokens, [&](int32_t token) {
-        route_count(in, counts, token, send.tokens);
-        if (token < send.tokens)
-            plan_check(in, l.shape.masked, token, &plan);
+    route_each(in, 0, send.tokens, blockDim.x, [&](const struct route &r) {
+        route_count(in, counts, r);
+        plan_check(in, l.shape.masked, r, &plan);
     });
     __syncthreads();
     if (threadIdx.x == 0 && send.dropped_routes)

@@ -9,6 +9,7 @@
 #include "kernels/cuda/bulk.cuh"
 #include "kernels/cuda/dispatch_push.cuh"
 #include "kernels/cuda/operations.h"
+#include "kernels/cuda/post.cuh"
 
 /* A row that is made into codes on the way. Scales are few, and go by ordinary stores. The stage holds a part of the row. */
 __device__ inline void stream_quantised(const struct cuda_launch &l, const struct turn *turn,
@@ -68,53 +69,68 @@ __device__ __forceinline__ int32_t stream_batch(int32_t tokens, int32_t blocks, 
     return rounds ? (tokens + blocks * rounds - 1) / (blocks * rounds) : 1;
 }
 
-__device__ __forceinline__ void stream_raise(uint64_t *flag, uint64_t stamp)
+/* A barrier for all warps but the postman. */
+__device__ __forceinline__ void stream_barrier()
 {
-    if (flag)
-        flag_raise(flag, stamp);
+    asm volatile("bar.sync 1, %0;" ::"r"(blockDim.x - 32) : "memory");
 }
 
 /*
- * Credit as in send_push_block(). A row's flag is raised by the lane that had its engine store it, when the warp has the
+ * Credit as in send_push_block(). A row's flag is posted by the lane that had the engine store it, when the warp has its
  * next row under way: by then the store is over, or nearly so. What other lanes have stored beside the row comes before
- * the flag by the warp's barrier (X5).
+ * the flag by the warp's barriers (X5).
  */
+__device__ inline void stream_tokens(const struct cuda_launch &l, const struct turn *turn,
+                                     const struct dispatch_send_args &send, const struct route_counts &counts,
+                                     struct route_token *token, struct bulk_stage *stage, struct post_office *office,
+                                     int block, int blocks)
+{
+    struct route_input in = send_routes(l, turn, send);
+    int32_t lane = (int32_t)threadIdx.x & 31, warp = (int32_t)threadIdx.x / 32, counted = 0;
+    int32_t threads = (int32_t)blockDim.x - 32, size = stream_batch(send.tokens, blocks, l.plan.stages);
+    uint64_t *flag = NULL; /* of the row that this lane has had stored before */
+    for (int32_t first = block * size; first < send.tokens; first += blocks * size) {
+        int32_t left = send.tokens - first, count = left < size ? left : size;
+        route_each(in, counted, first, threads, [&](const struct route &r) { route_count(in, counts, r); });
+        stream_barrier();
+        if (warp == threads / 32 - 1)
+            place_tokens(in, counts, first, count, token);
+        stream_barrier();
+        counted = first + count;
+        if (warp >= count)
+            continue;
+        stream_token(l, turn, send, &token[warp], first + warp, stage);
+        bulk_settle();
+        post_flags(office, flag);
+        flag = lane < token[warp].destinations ? destination_flag(l, turn, &token[warp], lane) : NULL;
+    }
+    if (warp >= l.plan.stages)
+        return;
+    bulk_close(stage);
+    post_flags(office, flag);
+    post_close(office);
+}
+
+/* As many warps push as there are stages; the last of the block is the postman, and the one before it places. */
 template <bool FT>
 __device__ inline void send_stream_block(const struct cuda_launch &l, const struct turn *turn,
                                          const struct dispatch_send_args &send, const struct route_counts &counts,
                                          unsigned char *shared, int block, int blocks)
 {
     __shared__ uint64_t barriers[OPERATIONS_MAX_THREADS / 32];
-    struct route_input in = send_routes(l, turn, send);
-    struct route_token *token = (struct route_token *)shared;
-    int32_t lane = (int32_t)threadIdx.x & 31, warp = (int32_t)threadIdx.x / 32, counted = 0;
-    int32_t size = stream_batch(send.tokens, blocks, l.plan.stages);
+    __shared__ struct post_office office;
+    int32_t warp = (int32_t)threadIdx.x / 32, stage_bytes = l.plan.stage_bytes;
     struct bulk_stage stage;
-    uint64_t *flag = NULL; /* of the row that this lane has had stored before */
-    if (!place_first<FT>(l, turn, in, counts))
+    post_open(&office, l.plan.stages);
+    if (!place_first<FT>(l, turn, send_routes(l, turn, send), counts))
         return;
-    if (warp < l.plan.stages)
-        bulk_open(&stage, shared + l.plan.batch_bytes + (size_t)warp * l.plan.stage_bytes, (uint32_t)l.plan.stage_bytes,
-                  &barriers[warp]);
-    for (int32_t first = block * size; first < send.tokens; first += blocks * size) {
-        int32_t left = send.tokens - first, count = left < size ? left : size;
-        route_each(counted, first, [&](int32_t t) { route_count(in, counts, t, first); });
-        __syncthreads();
-        if (warp == (int32_t)blockDim.x / 32 - 1)
-            place_tokens(in, counts, first, count, token);
-        __syncthreads();
-        counted = first + count;
-        if (warp >= count)
-            continue;
-        stream_token(l, turn, send, &token[warp], first + warp, &stage);
-        bulk_settle();
-        stream_raise(flag, turn->stamp);
-        flag = lane < token[warp].destinations ? destination_flag(l, turn, &token[warp], lane) : NULL;
+    if (warp == (int32_t)blockDim.x / 32 - 1) {
+        post_deliver(&office, turn->stamp);
+        return;
     }
-    if (warp >= l.plan.stages)
-        return;
-    bulk_close(&stage);
-    stream_raise(flag, turn->stamp);
+    if (warp < l.plan.stages)
+        bulk_open(&stage, shared + l.plan.batch_bytes + warp * stage_bytes, (uint32_t)stage_bytes, &barriers[warp]);
+    stream_tokens(l, turn, send, counts, (struct route_token *)shared, &stage, &office, block, blocks);
 }
 
 #endif

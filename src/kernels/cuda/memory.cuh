@@ -71,6 +71,30 @@ __device__ __forceinline__ void stream_store(void *to, uint4 value)
                  : "memory");
 }
 
+/* A word of shared memory that the warps of a block hand to each other: an acquire, two releases. */
+__device__ __forceinline__ uint32_t share_read(const uint32_t *word)
+{
+    uint32_t value;
+    asm volatile("ld.acquire.cta.shared::cta.u32 %0, [%1];"
+                 : "=r"(value)
+                 : "r"((uint32_t)__cvta_generic_to_shared(word))
+                 : "memory");
+    return value;
+}
+
+__device__ __forceinline__ void share_write(uint32_t *word, uint32_t value)
+{
+    asm volatile("st.release.cta.shared::cta.u32 [%0], %1;" ::"r"((uint32_t)__cvta_generic_to_shared(word)), "r"(value)
+                 : "memory");
+}
+
+__device__ __forceinline__ void share_add(uint32_t *word, uint32_t value)
+{
+    asm volatile("red.release.cta.shared::cta.add.u32 [%0], %1;" ::"r"((uint32_t)__cvta_generic_to_shared(word)),
+                 "r"(value)
+                 : "memory");
+}
+
 /*
  * 16 bytes that a peer has stored. Never through the read-only path, which may hold what was there before; a flag must
  * have been read first.

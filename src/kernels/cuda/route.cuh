@@ -44,74 +44,80 @@ __device__ inline void route_clear(const struct route_input &in, const struct ro
         counts.rank[i] = 0;
 }
 
-/* The slot that a route is sent to; -1: it is not sent. */
-__device__ __forceinline__ int32_t route_slot(const struct route_input &in, int64_t id)
+/* One route, as the lane sees it that has it. Lanes of a token are neighbours. */
+struct route {
+    int32_t token, k;
+    int64_t id; /* as the caller gave it; -1: none */
+    int32_t slot; /* that it is sent to; -1: it is not sent */
+    int32_t rank; /* of the slot */
+    bool first; /* of the token's routes to that rank, in k order */
+    bool again; /* the id stands there twice */
+};
+
+/* A power of two: so many lanes have the routes of one token. */
+__device__ __forceinline__ int route_lanes(int32_t topk)
 {
-    if (id < 0 || id >= in.slots)
-        return -1;
-    return turn_has(in.turn, (int32_t)id / in.slots_per_rank) ? (int32_t)id : -1;
+    return topk <= 1 ? 1 : 1 << (32 - __clz(topk - 1));
 }
 
-/* The lanes before this one. */
-__device__ __forceinline__ unsigned route_lanes_before()
+/* What the lane makes of an id, and of those in the lanes before it that have routes of the same token. */
+__device__ __forceinline__ struct route route_look(const struct route_input &in, int32_t token, int32_t k, int64_t id,
+                                                   int lanes)
 {
-    return (1u << (threadIdx.x & 31)) - 1;
+    struct route r = {token, k, id, -1, -1, false, false};
+    bool exists = id >= 0 && id < in.slots;
+    int32_t slot = exists ? (int32_t)id : -1;
+    if (exists && turn_has(in.turn, slot / in.slots_per_rank)) {
+        r.slot = slot;
+        r.rank = slot / in.slots_per_rank;
+        r.first = true;
+    }
+#pragma unroll 1
+    for (int before = 1; before < lanes; before++) {
+        int32_t rank = __shfl_up_sync(~0u, r.rank, before, lanes), same = __shfl_up_sync(~0u, slot, before, lanes);
+        if (before > k)
+            continue;
+        r.first = r.first && rank != r.rank;
+        r.again = r.again || (exists && same == slot);
+    }
+    return r;
 }
 
-/* Calls visit(token) for the tokens from `begin` on, a thread each, warps in step; the last lanes' may lie past `end`. */
-template <typename Visit> __device__ __forceinline__ void route_each(int32_t begin, int32_t end, Visit visit)
-{
-    int32_t lane = (int32_t)threadIdx.x & 31;
-    for (int32_t first = begin + (int32_t)threadIdx.x - lane; first < end; first += (int32_t)blockDim.x)
-        visit(first + lane);
-}
-
-/* Calls visit(k, id) for the routes of a token, whose ids are loaded several at a time. One thread. */
+/*
+ * Calls visit(route) for every route of the tokens from `begin` to before `end`, by a group of threads, warps in step. The
+ * ids of several visits are loaded at once.
+ */
 template <typename Visit>
-__device__ __forceinline__ void route_each_of(const struct route_input &in, int32_t token, Visit visit)
+__device__ __forceinline__ void route_each(const struct route_input &in, int32_t begin, int32_t end, int32_t threads,
+                                           Visit visit)
 {
-    enum { FLIGHT = 8 };
-    for (int32_t begin = 0; begin < in.topk; begin += FLIGHT) {
+    enum { FLIGHT = 4 };
+    int lanes = route_lanes(in.topk), lane = threadIdx.x & 31, group = lane / lanes;
+    int32_t k = lane % lanes, tokens = 32 / lanes, step = threads / 32 * tokens;
+    for (int32_t base = begin + (int32_t)(threadIdx.x / 32) * tokens; base < end; base += FLIGHT * step) {
         int64_t id[FLIGHT];
 #pragma unroll
-        for (int32_t i = 0; i < FLIGHT; i++)
-            id[i] = begin + i < in.topk ? route_id(in, token, begin + i) : -1;
-#pragma unroll
-        for (int32_t i = 0; i < FLIGHT; i++)
-            if (begin + i < in.topk)
-                visit(begin + i, id[i]);
+        for (int n = 0; n < FLIGHT; n++) {
+            int32_t token = base + n * step + group;
+            id[n] = token < end && k < in.topk ? route_id(in, token, k) : -1;
+        }
+#pragma unroll 1
+        for (int n = 0; n < FLIGHT && base + n * step < end; n++) {
+            visit(route_look(in, base + n * step + group, k, id[0], lanes));
+            id[0] = id[1]; /* so that the loop's body is there once */
+            id[1] = id[2];
+            id[2] = id[3];
+        }
     }
 }
 
-/* Counts a token's routes where somebody wants to know; returns the ranks that they go to. One thread. */
-__device__ __forceinline__ muster_mask route_count_slots(const struct route_input &in,
-                                                         const struct route_counts &counts, int32_t token)
-{
-    muster_mask ranks = {{0, 0}};
-    route_each_of(in, token, [&](int32_t, int64_t id) {
-        int32_t slot = route_slot(in, id);
-        if (slot < 0)
-            return;
-        int32_t rank = slot / in.slots_per_rank;
-        ranks.word[rank >> 6] |= UINT64_C(1) << (rank & 63);
-        if (in.counts_slots)
-            atomicAdd(&counts.slot[slot], 1);
-    });
-    return ranks;
-}
-
-/* Counts a token for each lane of a warp. */
 __device__ __forceinline__ void route_count(const struct route_input &in, const struct route_counts &counts,
-                                            int32_t token, int32_t end)
+                                            const struct route &r)
 {
-    muster_mask ranks = {{0, 0}};
-    if (token < end)
-        ranks = route_count_slots(in, counts, token);
-    for (int rank = 0; rank < in.turn->ranks; rank++) { /* one lane adds for all */
-        unsigned lanes = __ballot_sync(~0u, ranks.word[rank >> 6] >> (rank & 63) & 1);
-        if (lanes && (threadIdx.x & 31) == 0)
-            atomicAdd(&counts.rank[rank], __popc(lanes));
-    }
+    if (r.slot >= 0 && in.counts_slots)
+        atomicAdd(&counts.slot[r.slot], 1);
+    if (r.first)
+        atomicAdd(&counts.rank[r.rank], 1);
 }
 
 /* One token as it is sent: its routes, and the ranks that get a row of it. In shared memory, filled by one warp. */
@@ -125,22 +131,21 @@ struct route_token {
 };
 
 /* Takes a token's places from the counts over all tokens before it, and counts it. One warp; a lane is a route. */
-__device__ inline void route_place(const struct route_input &in, const struct route_counts &counts, int64_t id,
-                                   float weight, struct route_token *out)
+__device__ inline void route_place(const struct route_input &in, const struct route_counts &counts, int32_t token,
+                                   int64_t id, float weight, struct route_token *out)
 {
     int lane = threadIdx.x & 31;
-    int32_t slot = route_slot(in, id), rank = slot < 0 ? -1 - lane : slot / in.slots_per_rank;
-    bool first = slot >= 0 && !(__match_any_sync(~0u, rank) & route_lanes_before()); /* of the routes to that rank */
-    unsigned firsts = __ballot_sync(~0u, first);
+    struct route r = route_look(in, token, lane, id, route_lanes(in.topk));
+    unsigned firsts = __ballot_sync(~0u, r.first);
     if (lane < in.topk) {
-        out->slot[lane] = slot;
-        out->index[lane] = slot >= 0 && in.counts_slots ? counts.slot[slot]++ : 0;
-        out->weight[lane] = slot < 0 ? 0.0f : weight;
+        out->slot[lane] = r.slot;
+        out->index[lane] = r.slot >= 0 && in.counts_slots ? counts.slot[r.slot]++ : 0;
+        out->weight[lane] = r.slot < 0 ? 0.0f : weight;
     }
-    if (first) {
-        int i = __popc(firsts & route_lanes_before());
-        out->rank[i] = rank;
-        out->row[i] = counts.rank[rank]++;
+    if (r.first) {
+        int i = __popc(firsts & ((1u << lane) - 1));
+        out->rank[i] = r.rank;
+        out->row[i] = counts.rank[r.rank]++;
     }
     if (lane == 0)
         out->destinations = __popc(firsts);

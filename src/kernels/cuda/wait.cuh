@@ -39,12 +39,27 @@ __device__ inline bool wait_overdue(const struct cuda_launch &l, struct wait_clo
     return now_ns - clock->begun_ns > word_look(&l.control->operation_timeout_ns);
 }
 
+/*
+ * Whether it is this thread's turn to look into host memory. Thousands of threads may wait at a time, and their looks would
+ * fill the bus, where every release at system scope has to pass. One thread's look serves all, since what it finds it
+ * records.
+ */
+__device__ inline bool wait_may_look(const struct cuda_launch &l, uint64_t now_ns)
+{
+    uint64_t looked_ns = word_look(&l.control->looked_ns);
+    return now_ns - looked_ns > WAIT_LONG_NS &&
+           atomicCAS((unsigned long long *)&l.control->looked_ns, looked_ns, now_ns) == looked_ns;
+}
+
 /* The live epoch as this device knows it; once the wait has lasted long, as the agent's own word has it. */
-__device__ inline bool wait_epoch_lives(const struct cuda_launch &l, const struct turn *turn, uint64_t waited_ns)
+__device__ inline bool wait_epoch_lives(const struct cuda_launch &l, const struct turn *turn, uint64_t waited_ns,
+                                        uint64_t now_ns)
 {
     if ((uint32_t)(word_look(&l.control->gate) >> CUDA_GATE_EPOCH_SHIFT) != turn->epoch)
         return false;
-    return waited_ns < WAIT_LONG_NS || (uint32_t)word_look(&l.mailbox->live_epoch) == turn->epoch;
+    if (waited_ns < WAIT_LONG_NS || !wait_may_look(l, now_ns))
+        return true;
+    return (uint32_t)word_look(&l.mailbox->live_epoch) == turn->epoch;
 }
 
 /* A look at everything but the flag. False: the wait is over, and why has been recorded. */
@@ -56,7 +71,7 @@ static __device__ __noinline__ bool wait_look(const struct cuda_launch &l, const
         clock->started_ns = now_ns;
     if (turn_void(l))
         return false;
-    if (!wait_epoch_lives(l, turn, now_ns - clock->started_ns)) {
+    if (!wait_epoch_lives(l, turn, now_ns - clock->started_ns, now_ns)) {
         turn_fail(l, MUSTER_REASON_EPOCH, w->phase, -1, turn->epoch, 0);
         return false;
     }
@@ -93,6 +108,22 @@ template <bool FT>
 __device__ inline bool wait_flag(const struct cuda_launch &l, const struct turn *turn, const struct wait &w)
 {
     return wait_until<FT>(l, turn, w, [&] { return flag_read(w.flag) >= w.stamp; });
+}
+
+/*
+ * The same where many threads of the device wait at a time: looks that order nothing, now and then, do not disturb what is
+ * on its way.
+ */
+template <bool FT>
+__device__ inline bool wait_flag_calmly(const struct cuda_launch &l, const struct turn *turn, const struct wait &w)
+{
+    auto reached = [&] {
+        if (word_look(w.flag) >= w.stamp)
+            return true;
+        __nanosleep(200);
+        return false;
+    };
+    return wait_until<FT>(l, turn, w, reached) && flag_read(w.flag) >= w.stamp;
 }
 
 /* The same for a word that brings its value with it, and nothing else. */
