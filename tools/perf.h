@@ -33,7 +33,8 @@ struct perf_figures {
     /* Medians over blocks of the median over a block's iterations of the slowest rank. */
     double dispatch_us, combine_us, pair_us;
     double pair_p90_us; /* of all iterations */
-    double link_gbs; /* bytes of rows that cross ranks, there and back, each rank's share, by the pair's time */
+    double link_gbs; /* what leaves a rank for others in dispatch and in combine, on average, by the pair's time */
+    double link_fraction; /* of the measured link rate; 0: that is not known */
     double exchange_mb; /* memory of a rank */
     uint64_t wrong; /* values, of all blocks */
     double ratio; /* of the pair's time to the baseline's; 0: there is none */
@@ -56,6 +57,8 @@ struct perf_run {
     struct perf_baseline baseline;
     int32_t series_count;
     struct perf_series series[PERF_MAX_SERIES];
+    double link_rate_gbs; /* measured, for each GPU and direction; 0: not known, for the reason that follows */
+    char link_reason[PERF_REASON_BYTES];
     uint64_t wrong;
 };
 

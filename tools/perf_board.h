@@ -11,7 +11,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "muster/group.h"
+
 enum { PERF_MAX_TOKEN_COUNTS = 16, PERF_MAX_HIDDEN = 65536, PERF_WHY_BYTES = 400, PERF_NAME_BYTES = 64 };
+enum { PERF_HANDLE_BYTES = 64, PERF_LINK_ROUNDS = 8 };
 
 /* Who exchanges. Each side has ranks of its own; one side works at a time, the other sleeps. */
 enum perf_side_id { PERF_LIBRARY, PERF_MPI, PERF_SIDES };
@@ -37,9 +40,10 @@ struct perf_shape {
     bool spoil; /* rank 0 gets one value wrong: to see the check fail */
 };
 
-/* One block of iterations. */
+/* One block of iterations, or one of the first two. */
 struct perf_order {
-    bool finish; /* no block: leave */
+    bool finish; /* leave */
+    bool link; /* measure the links */
     bool in_place; /* rows are used and results written where they lie in the library's memory */
     int32_t count; /* index into perf_shape.tokens */
     int32_t warmup, iterations;
@@ -67,8 +71,17 @@ struct perf_mailbox {
     char name[PERF_NAME_BYTES]; /* of what exchanges, and its version; written by rank 0 */
 };
 
+/* How the ranks measure their links, and what it took: see perf_link.h. */
+struct perf_link {
+    unsigned char handle[MUSTER_MAX_RANKS][PERF_HANDLE_BYTES]; /* of the memory that others copy into */
+    uint32_t round_ns[MUSTER_MAX_RANKS][PERF_LINK_ROUNDS];
+    _Atomic bool refused;
+    char why[PERF_WHY_BYTES]; /* of the first refusal, complete after the next alignment */
+};
+
 struct perf_board {
     struct perf_shape shape;
+    struct perf_link link;
     uint64_t bytes;
     int32_t samples; /* room for each rank */
     struct perf_word done; /* ranks that have done their order, or are ready for the first; futex */

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "core/clock.h"
+#include "perf_link.h"
 #include "perf_load.h"
 #include "process.h"
 
@@ -192,6 +193,7 @@ static struct perf_figures make_figures(const struct perf_run *run, const struct
         .wrong = r->wrong,
     };
     f.link_gbs = perf_load_crossing_bytes(shape, shape->tokens[count]) / f.pair_us / 1000.0;
+    f.link_fraction = run->link_rate_gbs > 0 ? f.link_gbs / run->link_rate_gbs : 0;
     return f;
 }
 
@@ -296,8 +298,25 @@ static void list_series(struct perf_run *run)
     run->series_count = (int32_t)(s - run->series);
 }
 
+/* False: a rank has failed. That there is no rate is no failure. */
+static bool measure_link(struct perf_run *run)
+{
+    if (!run->options.shape.cuda || run->options.shape.ranks < 2) {
+        snprintf(run->link_reason, sizeof run->link_reason, "one rank has no links");
+        return true;
+    }
+    perf_board_tell(run->board, PERF_LIBRARY, &(struct perf_order){.link = true});
+    if (!perf_await(run, PERF_LIBRARY, BLOCK_NS))
+        return false;
+    run->link_rate_gbs = perf_link_rate_gbs(run->board);
+    snprintf(run->link_reason, sizeof run->link_reason, "%s", run->board->link.why);
+    return true;
+}
+
 static bool measure(struct perf_run *run)
 {
+    if (!measure_link(run))
+        return false;
     perf_baseline_start(run);
     list_series(run);
     perf_print_header(run);

@@ -8,6 +8,7 @@
 #include "core/config.h"
 #include "muster/muster.h"
 #include "perf_device.h"
+#include "perf_link.h"
 #include "perf_rank.h"
 
 enum { ALIGNMENT = 64, PATIENCE_US = 10000000 /* a measurement is not to fail because the machine stalls */ };
@@ -278,6 +279,12 @@ static void library_close(void *state)
 
 /* ---- exchanging ---- */
 
+static bool library_measure_link(void *state, uint32_t *round)
+{
+    struct library *l = state;
+    return perf_link_measure(l->board, &l->device, l->rank, round);
+}
+
 static bool library_prepare(void *state, const struct perf_order *order)
 {
     struct library *l = state;
@@ -448,6 +455,7 @@ static const struct perf_side side = {
     .dispatch = library_dispatch,
     .combine = library_combine,
     .iterate = library_iterate,
+    .measure_link = library_measure_link,
     .fetch_received = library_fetch_received,
     .fetch_output = library_fetch_output,
     .give_results = library_give_results,

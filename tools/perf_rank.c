@@ -132,7 +132,7 @@ static bool run_orders(struct loop *l, int board_fd)
         perf_board_take(l->board, board_fd, l->side->id, &number, &l->order);
         if (l->order.finish)
             return true;
-        if (!run_block(l))
+        if (!(l->order.link ? l->side->measure_link(l->state, &l->round) : run_block(l)))
             return false;
     }
 }

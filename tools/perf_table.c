@@ -44,11 +44,20 @@ static void print_baseline(const struct perf_run *run)
         printf("# no mpi: %s\n", run->baseline.reason);
 }
 
-static void print_columns(void)
+static void print_link(const struct perf_run *run)
 {
-    printf("#\n# %-6s %-8s %5s %6s %6s %4s %7s %5s %-6s %-7s %11s %10s %8s %8s %7s %8s %7s %6s\n", "by", "rows",
+    if (run->link_rate_gbs > 0)
+        printf("# links carry %.1f GB/s from each GPU, and as much to it: all ranks copy to all others at once\n",
+               run->link_rate_gbs);
+    else
+        printf("# link rate not measured: %s\n", run->link_reason);
+}
+
+static void print_columns(const struct perf_run *run)
+{
+    printf("#\n# %-6s %-8s %5s %6s %6s %4s %7s %5s %-6s %-7s %11s %10s %8s %8s %7s%s %8s %7s %6s\n", "by", "rows",
            "ranks", "tokens", "hidden", "topk", "experts", "dtype", "layout", "combine", "dispatch us", "combine us",
-           "pair us", "p90 us", "GB/s", "MB", "wrong", "ratio");
+           "pair us", "p90 us", "GB/s", run->options.shape.cuda ? "   link" : "", "MB", "wrong", "ratio");
 }
 
 static void print_place(const struct perf_run *run)
@@ -69,6 +78,8 @@ void perf_print_header(const struct perf_run *run)
     if (o->json) {
         if (o->baseline && !run->baseline.running)
             fprintf(stderr, "muster perf ep: no mpi: %s\n", run->baseline.reason);
+        if (o->shape.cuda && run->link_rate_gbs <= 0)
+            fprintf(stderr, "muster perf ep: link rate not measured: %s\n", run->link_reason);
         return;
     }
     print_place(run);
@@ -79,7 +90,9 @@ void perf_print_header(const struct perf_run *run)
         "# medians of %d blocks in turns, each the median of %d iterations after %d to warm up, of the slowest rank\n",
         o->blocks, o->iterations, o->warmup);
     print_baseline(run);
-    print_columns();
+    if (o->shape.cuda)
+        print_link(run);
+    print_columns(run);
     fflush(stdout);
 }
 
@@ -87,15 +100,19 @@ static void print_text(const struct perf_run *run, const struct perf_series *ser
                        const struct perf_figures *f)
 {
     const struct perf_shape *s = &run->options.shape;
-    char wrong[24] = "-", ratio[16] = "-";
+    char wrong[24] = "-", ratio[16] = "-", link[16] = "";
     if (s->check)
         snprintf(wrong, sizeof wrong, "%llu", (unsigned long long)f->wrong);
     if (f->ratio > 0)
         snprintf(ratio, sizeof ratio, "%.2f", f->ratio);
     printf("  %-6s %-8s %5d %6d %6d %4d %7d %5s %-6s %-7s", series->backend, series->rows, s->ranks, s->tokens[count],
            s->hidden, s->topk, s->experts, dtype_name(s), layout_name(s), combine_name(s));
-    printf(" %11.1f %10.1f %8.1f %8.1f %7.2f %8.2f %7s %6s\n", f->dispatch_us, f->combine_us, f->pair_us,
-           f->pair_p90_us, f->link_gbs, f->exchange_mb, wrong, ratio);
+    if (s->cuda)
+        snprintf(link, sizeof link, "      -");
+    if (f->link_fraction > 0)
+        snprintf(link, sizeof link, " %6.3f", f->link_fraction);
+    printf(" %11.1f %10.1f %8.1f %8.1f %7.2f%s %8.2f %7s %6s\n", f->dispatch_us, f->combine_us, f->pair_us,
+           f->pair_p90_us, f->link_gbs, link, f->exchange_mb, wrong, ratio);
     fflush(stdout);
 }
 
@@ -125,6 +142,11 @@ static void set_real(json_t *object, const char *name, double value)
     json_object_set_new(object, name, json_real(value));
 }
 
+static void set_known(json_t *object, const char *name, double value)
+{
+    json_object_set_new(object, name, value > 0 ? json_real(value) : json_null());
+}
+
 static void set_shape(json_t *object, const struct perf_shape *s, int32_t count)
 {
     set_count(object, "ranks", s->ranks);
@@ -149,7 +171,7 @@ static void set_figures(json_t *object, const struct perf_shape *s, const struct
     set_real(object, "link_gbs", f->link_gbs);
     set_real(object, "exchange_mb", f->exchange_mb);
     json_object_set_new(object, "wrong", s->check ? json_integer((json_int_t)f->wrong) : json_null());
-    json_object_set_new(object, "ratio", f->ratio > 0 ? json_real(f->ratio) : json_null());
+    set_known(object, "ratio", f->ratio);
 }
 
 static void print_json(const struct perf_run *run, const struct perf_series *series, int32_t count,
@@ -164,6 +186,8 @@ static void print_json(const struct perf_run *run, const struct perf_series *ser
     json_object_set_new(object, "ft", json_boolean(series->side == PERF_LIBRARY && !o->shape.no_fault_tolerance));
     set_figures(object, &o->shape, f);
     if (o->shape.cuda) {
+        set_known(object, "link_rate_gbs", run->link_rate_gbs);
+        set_known(object, "link_fraction", f->link_fraction);
         set_count(object, "sms", run->board->mailbox[series->side].multiprocessors);
         json_object_set_new(object, "flushed", json_boolean(o->shape.flush));
     }

@@ -12,7 +12,7 @@
 
 #include "muster/status.h"
 
-enum { RUNTIME_VERSION = 1, RUNTIME_NAME_BYTES = 64 };
+enum { RUNTIME_VERSION = 2, RUNTIME_NAME_BYTES = 64, RUNTIME_HANDLE_BYTES = 64 };
 
 typedef muster_status runtime_error_function(muster_status status, const char *format, ...);
 
@@ -35,6 +35,17 @@ struct runtime {
     void (*release)(void *memory);
     /* In either direction; waits for the stream before and after. */
     muster_status (*copy)(void *to, const void *from, size_t bytes, void *stream);
+
+    /*
+     * Memory of `allocate` as it is known to other processes, in RUNTIME_HANDLE_BYTES; what they map of it with `import`
+     * they unmap before it is released. The device must reach the other's memory.
+     */
+    muster_status (*export_memory)(void *memory, void *handle);
+    muster_status (*import_memory)(const void *handle, void **memory);
+    void (*unmap_memory)(void *memory);
+
+    /* Enqueues: a copy from device memory to device memory, its own or another's, that no kernel has a part in. */
+    muster_status (*enqueue_copy)(void *to, const void *from, size_t bytes, void *stream);
 
     /* Enqueues: zeros. */
     muster_status (*clear)(void *memory, size_t bytes, void *stream);
