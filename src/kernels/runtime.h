@@ -10,6 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kernels/exchange.h"
 #include "muster/status.h"
 
 enum { RUNTIME_VERSION = 2, RUNTIME_NAME_BYTES = 64, RUNTIME_HANDLE_BYTES = 64 };
@@ -20,6 +21,32 @@ struct runtime_device {
     char name[RUNTIME_NAME_BYTES];
     int32_t multiprocessors;
     uint64_t memory_bytes, cache_bytes; /* of the second level */
+};
+
+/*
+ * Rows of memory of the device, in places that lists on the device give; rows are multiples of 16 bytes, and begin on 16.
+ * Row to_row[i] of `to` becomes row from_row[i] of `from`, for i from 0 to rows - 1.
+ */
+struct runtime_move {
+    void *to;
+    const void *from;
+    const int32_t *to_row, *from_row; /* [rows] */
+    int32_t rows;
+    size_t row_bytes;
+};
+
+/*
+ * Row i of `to` becomes the sum of rows from_row[i][0..] of `from`, each times its weight: in fp32, in this order, rounded
+ * once. A row has at most `parts` of them (at most 32), and its list ends before the first -1.
+ */
+struct runtime_sum {
+    void *to;
+    const void *from;
+    const int32_t *from_row; /* [rows][parts] */
+    const float *weight; /* likewise */
+    int32_t rows, parts;
+    enum exchange_type type;
+    size_t row_bytes;
 };
 
 struct runtime {
@@ -69,6 +96,10 @@ struct runtime {
 
     /* Enqueues a kernel that only passes time. */
     muster_status (*spin)(void *stream, uint64_t ns);
+
+    /* Enqueue the kernels above. No rows: nothing. */
+    muster_status (*move_rows)(const struct runtime_move *move, void *stream);
+    muster_status (*sum_rows)(const struct runtime_sum *sum, void *stream);
 
     /* The name of the error that the device is in and cannot leave, or NULL. */
     const char *(*broken)(void);

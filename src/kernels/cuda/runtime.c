@@ -189,6 +189,16 @@ static muster_status spin(void *stream, uint64_t ns)
     return checked(spin_launch(ns, stream), "a kernel that passes time");
 }
 
+static muster_status move_rows(const struct runtime_move *move, void *stream)
+{
+    return checked(move_rows_launch(move, stream), "a kernel that moves rows");
+}
+
+static muster_status sum_rows(const struct runtime_sum *sum, void *stream)
+{
+    return checked(sum_rows_launch(sum, stream), "a kernel that adds up rows");
+}
+
 /* An error that stays is the answer to every call. */
 static const char *broken(void)
 {
@@ -222,6 +232,8 @@ static const struct runtime runtime = {
     .graph_launch = graph_launch,
     .graph_destroy = graph_destroy,
     .spin = spin,
+    .move_rows = move_rows,
+    .sum_rows = sum_rows,
     .broken = broken,
 };
 
