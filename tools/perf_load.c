@@ -333,7 +333,8 @@ static size_t travelling_bytes(const struct perf_shape *shape, int32_t quantise)
 }
 
 /* Rows out, and rows back: with exact combine one for each expert. */
-static size_t crossing_bytes(const struct perf_shape *shape, int32_t home, const struct perf_routes *routes)
+static size_t crossing_bytes(const struct perf_shape *shape, int32_t home, const struct perf_routes *routes,
+                             bool each_route)
 {
     size_t out = 0, back = 0;
     for (int32_t rank = 0; rank < shape->ranks; rank++)
@@ -341,18 +342,19 @@ static size_t crossing_bytes(const struct perf_shape *shape, int32_t home, const
             out += perf_load_goes_to(shape, routes, rank * shape->slots, (rank + 1) * shape->slots);
     for (int32_t k = 0; k < shape->topk; k++)
         back += routes->expert[k] / shape->slots != home;
+    out = each_route ? back : out;
     back = shape->combine == MUSTER_EP_EXACT ? back : out;
     return out * travelling_bytes(shape, shape->quantise) + back * travelling_bytes(shape, shape->quantise_return);
 }
 
-double perf_load_crossing_bytes(const struct perf_shape *shape, int32_t tokens)
+double perf_load_crossing_bytes(const struct perf_shape *shape, int32_t tokens, bool each_route)
 {
     double sum = 0;
     struct perf_routes routes;
     for (int32_t rank = 0; rank < shape->ranks; rank++)
         for (int32_t token = 0; token < tokens; token++) {
             perf_load_routes(shape, rank, token, &routes);
-            sum += (double)crossing_bytes(shape, rank, &routes);
+            sum += (double)crossing_bytes(shape, rank, &routes, each_route);
         }
     return sum / shape->ranks;
 }

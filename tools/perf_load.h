@@ -61,7 +61,8 @@ uint64_t perf_load_check(const struct perf_shape *shape, int32_t rank, int32_t t
 /*
  * Bytes of rows that a rank's tokens send to other ranks and that come back from there, on average over the ranks. What
  * comes back to one leaves another, so this is also what leaves a rank in dispatch and in combine together.
+ * Each route: a row goes out, and comes home, for every route of a token, not only for every rank.
  */
-double perf_load_crossing_bytes(const struct perf_shape *shape, int32_t tokens);
+double perf_load_crossing_bytes(const struct perf_shape *shape, int32_t tokens, bool each_route);
 
 #endif

@@ -54,7 +54,7 @@ static void receive_row(struct maker *m, int32_t source, int32_t token, int32_t 
         add_move(&p->out, place, token);
     else if (m->by_slot)
         add_move(&p->in, place, m->arriving++);
-    traffic->received += source != m->rank;
+    traffic->received.count += source != m->rank;
 }
 
 /* Expert-major: where rows arrive is counted from the first that arrives, until it is known how many leave. */
@@ -63,7 +63,7 @@ static void receive_source(struct maker *m, int32_t source)
     struct perf_plan *p = m->plan;
     if (m->shape->layout == MUSTER_EP_FLAT && source > 0)
         p->first[source] = p->first[source - 1] + p->count[source - 1];
-    p->traffic[source].received_first = m->by_slot ? m->arriving : p->first[source];
+    p->traffic[source].received.first = m->by_slot ? m->arriving : p->first[source];
     for (int32_t bin = 0; bin < m->bins; bin++)
         for (int32_t token = 0; token < m->tokens; token++)
             if (goes_to(m, source, token, m->rank, bin))
@@ -92,7 +92,7 @@ static void send_to(struct maker *m, int32_t rank, const int32_t *own)
 {
     struct perf_plan *p = m->plan;
     struct perf_traffic *traffic = &p->traffic[rank];
-    traffic->sent_first = m->places + m->leaving;
+    traffic->sent.first = m->places + m->leaving;
     for (int32_t bin = 0; bin < m->bins; bin++)
         for (int32_t token = 0; token < m->tokens; token++) {
             if (!goes_to(m, m->rank, token, rank, bin))
@@ -102,7 +102,7 @@ static void send_to(struct maker *m, int32_t rank, const int32_t *own)
             if (rank == m->rank)
                 continue;
             add_move(&p->out, number, token);
-            traffic->sent++;
+            traffic->sent.count++;
         }
 }
 
@@ -117,7 +117,7 @@ static void number_arriving(struct maker *m)
     for (int32_t i = 0; i < p->in.count; i++)
         p->in.from[i] += begin;
     for (int32_t source = 0; source < p->ranks; source++)
-        p->traffic[source].received_first += begin;
+        p->traffic[source].received.first += begin;
 }
 
 static void make(struct maker *m)

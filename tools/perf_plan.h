@@ -26,10 +26,13 @@ struct perf_moves {
     int32_t *to, *from;
 };
 
-/* What is exchanged with one other rank. Nothing is with the own one. */
+struct perf_span {
+    int32_t first, count; /* rows */
+};
+
+/* What is exchanged with one other rank: rows of this rank's tokens, and of the other's. Nothing is with the own one. */
 struct perf_traffic {
-    int32_t sent, sent_first; /* rows of this rank's tokens, and the number of the first */
-    int32_t received, received_first; /* rows of the other's */
+    struct perf_span sent, received;
 };
 
 struct perf_plan {

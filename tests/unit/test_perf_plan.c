@@ -75,13 +75,15 @@ static void exchange(struct rank *ranks, int32_t count, bool home)
     for (int32_t a = 0; a < count; a++)
         for (int32_t b = 0; b < count; b++) {
             const struct perf_traffic *there = &ranks[a].plan.traffic[b], *here = &ranks[b].plan.traffic[a];
-            assert_int_equal(there->sent, here->received);
+            assert_int_equal(there->sent.count, here->received.count);
             if (a == b)
-                assert_int_equal(there->sent, 0);
+                assert_int_equal(there->sent.count, 0);
             if (home)
-                copy_rows(row(ranks[a].back, there->sent_first), row(ranks[b].back, here->received_first), there->sent);
+                copy_rows(row(ranks[a].back, there->sent.first), row(ranks[b].back, here->received.first),
+                          there->sent.count);
             else
-                copy_rows(row(ranks[b].out, here->received_first), row(ranks[a].out, there->sent_first), there->sent);
+                copy_rows(row(ranks[b].out, here->received.first), row(ranks[a].out, there->sent.first),
+                          there->sent.count);
         }
 }
 
