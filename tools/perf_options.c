@@ -61,7 +61,9 @@ static const struct argp_option option_table[] = {
     {"flush", KEY_FLUSH, NULL, 0, "With cuda: empty the second-level cache between pairs, outside of their time", 0},
     {"no-fault-tolerance", KEY_NO_FAULT_TOLERANCE, NULL, 0, "With cuda: kernels that check nothing while they wait", 0},
     {"compare-fault-tolerance", KEY_COMPARE_FAULT_TOLERANCE, NULL, 0,
-     "With cuda: both, in turns, by ranks of their own, and what the checks cost", 0},
+     "With cuda: both, in turns, by ranks of their own, and what the checks cost a pair: the median of the differences "
+     "between blocks, and in brackets where that lies with 95 % (from six blocks on; with fewer, all of them)",
+     0},
     {"blocks", 'b', "N", 0, "Blocks of each row of the table, taken in turns (default 7)", 0},
     {"experts-do", 'x', "WHAT", 0,
      "What lies between dispatch and combine. nothing: the results were written before the clock started; copy: each "
@@ -99,7 +101,7 @@ static const char text[] =
     "  GB/s    bytes of rows that cross from rank to rank, there and back, each rank's share, by the pair's time. What "
     "comes back to one rank leaves another: so this is also the rate at which bytes leave a rank\n"
     "  link    with cuda: that rate by the measured one, at which all GPUs copy to all others at once; dispatch and "
-    "combine use a link in the same direction one after the other, so 1 cannot be exceeded\n"
+    "combine use a link in the same direction one after the other, so it is about 1 at most\n"
     "  MB      memory of a rank for the exchange\n"
     "  wrong   values that were not what they should be\n"
     "  ratio   the pair's time by that of MPI, or NCCL\n\n"

@@ -64,7 +64,7 @@ static void print_columns(const struct perf_run *run)
 {
     bool cuda = run->options.shape.cuda;
     printf("#\n# %-6s %-8s%s %5s %6s %6s %4s %7s %5s %-6s %-7s %11s %10s %8s %8s %7s%s %8s %7s %6s\n", "by", "rows",
-           cuda ? " ft " : "", "ranks", "tokens", "hidden", "topk", "experts", "dtype", "layout", "combine",
+           cuda ? "  ft" : "", "ranks", "tokens", "hidden", "topk", "experts", "dtype", "layout", "combine",
            "dispatch us", "combine us", "pair us", "p90 us", "GB/s", cuda ? "   link" : "", "MB", "wrong", "ratio");
 }
 
@@ -122,28 +122,40 @@ static bool is_checked(const struct perf_run *run, const struct perf_series *ser
 
 static void print_cost(const struct perf_cost *cost)
 {
-    printf("# fault tolerance costs a pair %.2f us (%.2f to %.2f with 95 %%)\n", cost->us, cost->low_us, cost->high_us);
+    printf("# fault tolerance costs a pair %.2f us (%.2f to %.2f)\n", cost->us, cost->low_us, cost->high_us);
+}
+
+/* The two columns of GPUs only. */
+static const char *ft_text(const struct perf_run *run, const struct perf_series *series)
+{
+    if (!run->options.shape.cuda)
+        return "";
+    if (series->side == PERF_NCCL)
+        return "  - ";
+    return is_checked(run, series) ? " yes" : " no ";
+}
+
+static const char *link_text(const struct perf_run *run, const struct perf_figures *f, char text[16])
+{
+    snprintf(text, 16, "%s", run->options.shape.cuda ? "      -" : "");
+    if (f->link_fraction > 0)
+        snprintf(text, 16, " %6.3f", f->link_fraction);
+    return text;
 }
 
 static void print_text(const struct perf_run *run, const struct perf_series *series, int32_t count,
                        const struct perf_figures *f)
 {
     const struct perf_shape *s = &run->options.shape;
-    char wrong[24] = "-", ratio[16] = "-", link[16] = "", *ft = "";
+    char wrong[24] = "-", ratio[16] = "-", link[16];
     if (s->check)
         snprintf(wrong, sizeof wrong, "%llu", (unsigned long long)f->wrong);
     if (f->ratio > 0)
         snprintf(ratio, sizeof ratio, "%.2f", f->ratio);
-    printf("  %-6s %-8s%s %5d %6d %6d %4d %7d %5s %-6s %-7s", series->backend, series->rows, ft, s->ranks,
-           s->tokens[count], s->hidden, s->topk, s->experts, dtype_name(s), layout_name(s), combine_name(s));
-    if (s->cuda)
-        snprintf(link, sizeof link, "      -");
-    if (s->cuda)
-        ft = series->side == run->baseline.side ? " -  " : is_checked(run, series) ? " yes" : " no ";
-    if (f->link_fraction > 0)
-        snprintf(link, sizeof link, " %6.3f", f->link_fraction);
+    printf("  %-6s %-8s%s %5d %6d %6d %4d %7d %5s %-6s %-7s", series->backend, series->rows, ft_text(run, series),
+           s->ranks, s->tokens[count], s->hidden, s->topk, s->experts, dtype_name(s), layout_name(s), combine_name(s));
     printf(" %11.1f %10.1f %8.1f %8.1f %7.2f%s %8.2f %7s %6s\n", f->dispatch_us, f->combine_us, f->pair_us,
-           f->pair_p90_us, f->link_gbs, link, f->exchange_mb, wrong, ratio);
+           f->pair_p90_us, f->link_gbs, link_text(run, f, link), f->exchange_mb, wrong, ratio);
     if (series->side == PERF_UNCHECKED)
         print_cost(&f->cost);
     fflush(stdout);

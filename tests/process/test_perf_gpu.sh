@@ -95,6 +95,15 @@ for line in 1 3; do
     done
 done
 
+# The table says the same in words.
+timeout -k 5 120 "$muster" perf ep --backend cuda --ranks 2 $quick --no-baseline --tokens 5 --hidden 256 --experts 8 \
+    --compare-fault-tolerance >"$folder/out" 2>"$folder/err" || complain "no table"
+says out '^# links carry [0-9.]+ GB/s from each GPU'
+says out '^# no nccl: --no-baseline was given'
+says out '^  cuda +caller +yes +2 +5 +256 .* 0\.[0-9]+ +[0-9.]+ +0 +-$'
+says out '^  cuda +caller +no +2 +5 +256 '
+says out '^# fault tolerance costs a pair -?[0-9.]+ us \(-?[0-9.]+ to -?[0-9.]+\)'
+
 # Blocks of many tokens are shorter, unless it is said how long they are to be.
 measure --no-baseline --blocks 1 --tokens 64,1024,4096 --hidden 128 --experts 8
 is 1 iterations 30
