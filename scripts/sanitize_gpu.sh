@@ -46,6 +46,7 @@ check() {
 for tool in memcheck synccheck racecheck; do
     check $tool "$build/tests/gpu_test_ep_exchange" one_rank
     check $tool "$build/tests/gpu_test_gpu_exchange" 'one_rank*'
+    check $tool "$build/tests/gpu_test_gpu_runtime"
     for layout in "--layout expert" "--layout expert --combine exact" "--layout rank --quantise fp8"; do
         # shellcheck disable=SC2086
         check $tool "$muster" perf ep --backend cuda --ranks 2 --no-baseline --tokens 5,17 --blocks 1 --iterations 1 --warmup 0 $layout

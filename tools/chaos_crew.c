@@ -58,6 +58,7 @@ static bool start_rank(struct chaos_crew *crew, int32_t rank)
     crew->wrong += atomic_load(&crew->board->seat[rank].wrong);
     chaos_seat_clear(&crew->board->seat[rank]);
     pid_t pid = process_start_rank(&(struct process_rank){.command = "chaos",
+                                                          .role = "rank",
                                                           .board = crew->board_fd,
                                                           .server = crew->server,
                                                           .rank = rank,

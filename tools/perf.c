@@ -5,10 +5,11 @@
 
 #include "perf.h"
 #include "perf_library.h"
+#include "perf_nccl.h"
 #include "tool.h"
 
 static const char usage[] = "usage: muster perf ep|floor [OPTION...]\n\n"
-                            "  ep       dispatch and combine, beside the same over MPI\n"
+                            "  ep       dispatch and combine, beside the same over MPI, or over NCCL on GPUs\n"
                             "  floor    what the machine takes to bring flags and rows to another core\n\n"
                             "`muster perf ep --help` says more.\n";
 
@@ -38,8 +39,12 @@ int tool_perf(int argc, char **argv)
     for (size_t i = 0; i < sizeof measurements / sizeof *measurements; i++)
         if (strcmp(what, measurements[i].name) == 0)
             return run_measurement(&measurements[i], argc - 1, argv + 1);
-    if (strcmp(what, "rank") == 0 && argc == 3) /* how `perf ep` starts its ranks */
-        return perf_library_rank(argv[2]);
+    if (strcmp(what, "rank") == 0 && argc == 3) /* how `perf ep` starts its ranks: see perf_crew.c */
+        return perf_library_rank(argv[2], PERF_LIBRARY);
+    if (strcmp(what, "unchecked") == 0 && argc == 3)
+        return perf_library_rank(argv[2], PERF_UNCHECKED);
+    if (strcmp(what, "nccl") == 0 && argc == 3)
+        return perf_nccl_rank(argv[2]);
     if (strcmp(what, "--help") == 0 || strcmp(what, "-?") == 0) {
         fputs(usage, stdout);
         return 0;

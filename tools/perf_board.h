@@ -11,10 +11,16 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { PERF_MAX_TOKEN_COUNTS = 16, PERF_MAX_HIDDEN = 65536, PERF_WHY_BYTES = 400, PERF_NAME_BYTES = 64 };
+#include "muster/group.h"
 
-/* Who exchanges. Each side has ranks of its own; one side works at a time, the other sleeps. */
-enum perf_side_id { PERF_LIBRARY, PERF_MPI, PERF_SIDES };
+enum { PERF_MAX_TOKEN_COUNTS = 16, PERF_MAX_HIDDEN = 65536, PERF_WHY_BYTES = 400, PERF_NAME_BYTES = 64 };
+enum { PERF_HANDLE_BYTES = 64, PERF_LINK_ROUNDS = 8, PERF_MEETING_BYTES = 128 };
+
+/*
+ * Who exchanges: the library, also without fault tolerance, and what it is compared with. Each side has ranks of its own;
+ * one side works at a time, the others sleep.
+ */
+enum perf_side_id { PERF_LIBRARY, PERF_UNCHECKED, PERF_MPI, PERF_NCCL, PERF_SIDES };
 
 /* What the elements of rows are. */
 enum perf_type { PERF_BF16, PERF_FP16, PERF_FP32 };
@@ -37,9 +43,11 @@ struct perf_shape {
     bool spoil; /* rank 0 gets one value wrong: to see the check fail */
 };
 
-/* One block of iterations. */
+/* One block of iterations, or one of the first two. */
 struct perf_order {
-    bool finish; /* no block: leave */
+    bool finish; /* leave */
+    bool link; /* measure the links */
+    bool serve; /* what comes is checked, and results made of it; otherwise those of an earlier block are there still */
     bool in_place; /* rows are used and results written where they lie in the library's memory */
     int32_t count; /* index into perf_shape.tokens */
     int32_t warmup, iterations;
@@ -67,8 +75,24 @@ struct perf_mailbox {
     char name[PERF_NAME_BYTES]; /* of what exchanges, and its version; written by rank 0 */
 };
 
+/* How the ranks measure their links, and what it took: see perf_link.h. */
+struct perf_link {
+    unsigned char handle[MUSTER_MAX_RANKS][PERF_HANDLE_BYTES]; /* of the memory that others copy into */
+    uint32_t round_ns[MUSTER_MAX_RANKS][PERF_LINK_ROUNDS];
+    _Atomic bool refused;
+    char why[PERF_WHY_BYTES]; /* of the first refusal, complete after the next alignment */
+};
+
+/* How ranks of NCCL find each other: written by rank 0. */
+struct perf_meeting {
+    unsigned char id[PERF_MEETING_BYTES];
+    _Atomic bool known;
+};
+
 struct perf_board {
     struct perf_shape shape;
+    struct perf_link link;
+    struct perf_meeting meeting;
     uint64_t bytes;
     int32_t samples; /* room for each rank */
     struct perf_word done; /* ranks that have done their order, or are ready for the first; futex */

@@ -2,69 +2,25 @@
 /* Starts the ranks, tells them what to do, and makes figures of what they say it took. */
 #include "perf.h"
 
-#include <errno.h>
-#include <signal.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "core/clock.h"
+#include "perf_link.h"
 #include "perf_load.h"
-#include "process.h"
 
 #define SECOND_NS UINT64_C(1000000000)
 #define START_NS (90 * SECOND_NS)
 #define BLOCK_NS (300 * SECOND_NS)
-#define LEAVE_NS (10 * SECOND_NS)
+#define NCCL_BLOCK_NS (90 * SECOND_NS) /* a machine with GPUs is not kept waiting for a baseline that hangs */
 #define LOOK_NS (SECOND_NS / 5) /* between two looks at whether a rank has died */
 
-/* ---- ranks ---- */
-
-static bool start_ranks(struct perf_run *run)
+static bool has_ended(struct perf_run *run, enum perf_side_id side)
 {
-    perf_board_expect(run->board);
-    for (int32_t r = 0; r < run->options.shape.ranks; r++) {
-        pid_t pid = process_start_rank(&(struct process_rank){.command = "perf",
-                                                              .board = run->board_fd,
-                                                              .server = run->server,
-                                                              .rank = r,
-                                                              .ranks = run->options.shape.ranks,
-                                                              .err = -1});
-        if (pid < 0) {
-            perf_board_fail(run->board, "rank %d cannot be started: %s", r, strerror(errno));
-            return false;
-        }
-        run->rank[r] = pid;
-    }
-    return perf_await(run, PERF_LIBRARY, START_NS);
-}
-
-/* A rank that ended, for whatever reason, while it was waited for. */
-static bool rank_has_died(struct perf_run *run)
-{
-    int status;
-    for (int32_t r = 0; r < run->options.shape.ranks; r++) {
-        if (run->rank[r] == 0 || waitpid(run->rank[r], &status, WNOHANG) != run->rank[r])
-            continue;
-        run->rank[r] = 0;
-        perf_board_fail(run->board, "rank %d has ended (%s %d)", r, WIFSIGNALED(status) ? "signal" : "status",
-                        WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
-        return true;
-    }
-    return false;
-}
-
-static bool mpirun_has_ended(struct perf_run *run)
-{
-    int status;
-    if (waitpid(run->baseline.pid, &status, WNOHANG) != run->baseline.pid)
-        return false;
-    run->baseline.pid = 0;
-    perf_board_fail(run->board, "mpirun ended with status %d", WIFEXITED(status) ? WEXITSTATUS(status) : -1);
-    return true;
+    return side == PERF_MPI ? perf_mpi_has_ended(run) : perf_crew_has_died(run, side);
 }
 
 bool perf_await(struct perf_run *run, enum perf_side_id side, uint64_t timeout_ns)
@@ -73,7 +29,7 @@ bool perf_await(struct perf_run *run, enum perf_side_id side, uint64_t timeout_n
     while (!perf_board_await(run->board, LOOK_NS)) {
         if (atomic_load(&run->board->failed))
             return false;
-        if (side == PERF_LIBRARY ? rank_has_died(run) : mpirun_has_ended(run))
+        if (has_ended(run, side))
             return false;
         if (clock_ns() > end_ns) {
             perf_board_fail(run->board, "the ranks were not done after %llu s",
@@ -82,32 +38,6 @@ bool perf_await(struct perf_run *run, enum perf_side_id side, uint64_t timeout_n
         }
     }
     return true;
-}
-
-static bool any_rank_runs(struct perf_run *run)
-{
-    bool any = false;
-    for (int32_t r = 0; r < run->options.shape.ranks; r++) {
-        if (run->rank[r] && waitpid(run->rank[r], NULL, WNOHANG) == run->rank[r])
-            run->rank[r] = 0;
-        any |= run->rank[r] != 0;
-    }
-    return any;
-}
-
-/* In good order, if they are in good order themselves. */
-static void stop_ranks(struct perf_run *run, bool good)
-{
-    uint64_t end_ns = clock_ns() + LEAVE_NS;
-    if (good)
-        perf_board_tell(run->board, PERF_LIBRARY, &(struct perf_order){.finish = true});
-    while (good && any_rank_runs(run) && clock_ns() < end_ns)
-        usleep(2000);
-    for (int32_t r = 0; r < run->options.shape.ranks; r++)
-        if (run->rank[r]) {
-            process_signal(run->rank[r], SIGKILL);
-            waitpid(run->rank[r], NULL, 0);
-        }
 }
 
 /* ---- figures ---- */
@@ -119,7 +49,7 @@ struct slowest {
 
 /* What the blocks of one series came to, at one token count. */
 struct record {
-    int32_t blocks;
+    int32_t blocks, iterations; /* of each block */
     struct slowest median[PERF_MAX_BLOCKS]; /* of each block */
     double *pairs_us; /* of all iterations */
     int64_t pairs;
@@ -141,9 +71,9 @@ static double quantile(double *values, int64_t count, double part)
 }
 
 /* One of the three times of every iteration, of the slowest rank, into `us`. `at`: where a sample has it. */
-static void take_slowest(struct perf_run *run, size_t at, double *us)
+static void take_slowest(struct perf_run *run, int32_t iterations, size_t at, double *us)
 {
-    for (int32_t i = 0; i < run->options.iterations; i++) {
+    for (int32_t i = 0; i < iterations; i++) {
         uint32_t most_ns = 0;
         for (int32_t r = 0; r < run->options.shape.ranks; r++) {
             const struct perf_sample *sample = perf_board_samples(run->board, r) + i;
@@ -154,20 +84,20 @@ static void take_slowest(struct perf_run *run, size_t at, double *us)
     }
 }
 
-static double median_of(struct perf_run *run, size_t at, double *scratch)
+static double median_of(struct perf_run *run, const struct record *r, size_t at)
 {
-    take_slowest(run, at, scratch);
-    return quantile(scratch, run->options.iterations, 0.5);
+    take_slowest(run, r->iterations, at, r->scratch);
+    return quantile(r->scratch, r->iterations, 0.5);
 }
 
 static void take_block(struct perf_run *run, struct record *r)
 {
-    take_slowest(run, offsetof(struct perf_sample, pair_ns), r->pairs_us + r->pairs);
-    r->pairs += run->options.iterations;
+    take_slowest(run, r->iterations, offsetof(struct perf_sample, pair_ns), r->pairs_us + r->pairs);
+    r->pairs += r->iterations;
     r->median[r->blocks++] = (struct slowest){
-        .dispatch_us = median_of(run, offsetof(struct perf_sample, dispatch_ns), r->scratch),
-        .combine_us = median_of(run, offsetof(struct perf_sample, combine_ns), r->scratch),
-        .pair_us = median_of(run, offsetof(struct perf_sample, pair_ns), r->scratch),
+        .dispatch_us = median_of(run, r, offsetof(struct perf_sample, dispatch_ns)),
+        .combine_us = median_of(run, r, offsetof(struct perf_sample, combine_ns)),
+        .pair_us = median_of(run, r, offsetof(struct perf_sample, pair_ns)),
     };
 }
 
@@ -191,20 +121,27 @@ static struct perf_figures make_figures(const struct perf_run *run, const struct
         .exchange_mb = (double)run->board->mailbox[series->side].exchange_bytes[count] / 1e6,
         .wrong = r->wrong,
     };
-    f.link_gbs = perf_load_crossing_bytes(shape, shape->tokens[count]) / f.pair_us / 1000.0;
+    bool each_route = series->side == PERF_NCCL && shape->layout == MUSTER_EP_EXPERT_MAJOR;
+    f.link_gbs = perf_load_crossing_bytes(shape, shape->tokens[count], each_route) / f.pair_us / 1000.0;
+    f.link_fraction = run->link_rate_gbs > 0 ? f.link_gbs / run->link_rate_gbs : 0;
     return f;
 }
 
 /* ---- the run ---- */
 
+/*
+ * Looking at every value takes the host longer than a large batch takes a GPU: there it is done in the first block of a
+ * series only, and its results stay in the caller's arrays for the other blocks. In place they may be overwritten.
+ */
 static bool run_block(struct perf_run *run, const struct perf_series *series, int32_t count, struct record *record)
 {
     struct perf_order order = {.in_place = series->in_place,
+                               .serve = !run->options.shape.cuda || series->in_place || record->blocks == 0,
                                .count = count,
-                               .warmup = run->options.warmup,
-                               .iterations = run->options.iterations};
+                               .warmup = perf_warmup(&run->options, count),
+                               .iterations = record->iterations};
     perf_board_tell(run->board, series->side, &order);
-    if (!perf_await(run, series->side, BLOCK_NS))
+    if (!perf_await(run, series->side, series->side == PERF_NCCL ? NCCL_BLOCK_NS : BLOCK_NS))
         return false;
     record->wrong += atomic_load(&run->board->mailbox[series->side].wrong);
     take_block(run, record);
@@ -216,10 +153,39 @@ static bool run_or_drop(struct perf_run *run, int32_t s, int32_t count, struct r
 {
     if (run_block(run, &run->series[s], count, record))
         return true;
-    if (run->series[s].side == PERF_LIBRARY)
+    if (run->series[s].side != run->baseline.side)
         return false;
     perf_baseline_drop(run);
     return true;
+}
+
+/*
+ * How many of `blocks` values in order lie outside, at either end, of an interval that holds the median with 95 %: each
+ * value is as likely to be above it as below. With fewer than six values none may be left out, and it is a little less.
+ */
+static int32_t outside(int32_t blocks)
+{
+    double chance = 1.0, sum = 0;
+    for (int32_t i = 0; i < blocks; i++)
+        chance /= 2;
+    for (int32_t i = 0; i < blocks / 2; i++) {
+        sum += chance;
+        if (2 * sum > 0.05)
+            return i > 0 ? i - 1 : 0;
+        chance *= (double)(blocks - i) / (i + 1);
+    }
+    return 0;
+}
+
+/* What a pair of the first took more than one of the second, from block to block. */
+static struct perf_cost cost_of(const struct record *more, const struct record *less)
+{
+    double us[PERF_MAX_BLOCKS] = {0};
+    int32_t blocks = more->blocks, aside = outside(blocks);
+    for (int32_t b = 0; b < blocks; b++)
+        us[b] = more->median[b].pair_us - less->median[b].pair_us;
+    double median = quantile(us, blocks, 0.5);
+    return (struct perf_cost){.known = true, .us = median, .low_us = us[aside], .high_us = us[blocks - 1 - aside]};
 }
 
 static void print_rows(struct perf_run *run, int32_t count, struct record *record)
@@ -228,8 +194,12 @@ static void print_rows(struct perf_run *run, int32_t count, struct record *recor
     double baseline_us = 0;
     for (int32_t s = 0; s < run->series_count; s++) {
         figures[s] = make_figures(run, &run->series[s], count, &record[s]);
-        if (run->series[s].side == PERF_MPI)
+        if (run->series[s].side == run->baseline.side)
             baseline_us = figures[s].pair_us;
+    }
+    for (int32_t s = 0; s < run->series_count; s++) {
+        if (run->series[s].side == PERF_UNCHECKED) /* comes after the same with fault tolerance */
+            figures[s - 1].cost = figures[s].cost = cost_of(&record[s - 1], &record[s]);
     }
     for (int32_t s = 0; s < run->series_count; s++) {
         figures[s].ratio = baseline_us > 0 ? figures[s].pair_us / baseline_us : 0;
@@ -241,18 +211,19 @@ static void print_rows(struct perf_run *run, int32_t count, struct record *recor
 /* The series take turns, forwards and backwards, so that what slows the machine for a while slows all of them. */
 static bool run_blocks(struct perf_run *run, int32_t count, struct record *record)
 {
+    int32_t most = run->series_count; /* a baseline that is dropped takes the last away */
     for (int32_t b = 0; b < run->options.blocks; b++)
-        for (int32_t i = 0; i < run->series_count; i++) {
-            int32_t s = b % 2 ? run->series_count - 1 - i : i;
-            if (!run_or_drop(run, s, count, &record[s]))
+        for (int32_t i = 0; i < most; i++) {
+            int32_t s = b % 2 ? most - 1 - i : i;
+            if (s < run->series_count && !run_or_drop(run, s, count, &record[s]))
                 return false;
         }
     return true;
 }
 
-static bool record_open(const struct perf_run *run, struct record *record)
+static bool record_open(const struct perf_run *run, int32_t count, struct record *record)
 {
-    size_t iterations = (size_t)run->options.iterations;
+    size_t iterations = (size_t)(record->iterations = perf_iterations(&run->options, count));
     record->pairs_us = calloc((size_t)run->options.blocks * iterations, sizeof *record->pairs_us);
     record->scratch = calloc(iterations, sizeof *record->scratch);
     return record->pairs_us && record->scratch;
@@ -263,7 +234,7 @@ static bool measure_count(struct perf_run *run, int32_t count)
     struct record record[PERF_MAX_SERIES] = {{.blocks = 0}};
     bool good = true;
     for (int32_t s = 0; s < run->series_count; s++)
-        good = record_open(run, &record[s]) && good;
+        good = record_open(run, count, &record[s]) && good;
     if (!good)
         perf_board_fail(run->board, "no memory for the times of %d blocks", run->options.blocks);
     good = good && run_blocks(run, count, record);
@@ -285,16 +256,37 @@ static void list_series(struct perf_run *run)
     struct perf_series *s = run->series;
     const struct perf_shape *shape = &run->options.shape;
     const char *backend = shape->cuda ? "cuda" : "cpu";
-    if (shape->layout != MUSTER_EP_EXPERT_MAJOR && !shape->quantise_return)
-        *s++ = (struct perf_series){PERF_LIBRARY, true, backend, "in-place"};
-    *s++ = (struct perf_series){PERF_LIBRARY, false, backend, "caller"};
+    bool can_lend = shape->layout != MUSTER_EP_EXPERT_MAJOR && !shape->quantise_return;
+    for (int in_place = can_lend; in_place >= 0; in_place--) {
+        const char *rows = in_place ? "in-place" : "caller";
+        *s++ = (struct perf_series){PERF_LIBRARY, in_place, backend, rows};
+        if (shape->cuda && run->options.both)
+            *s++ = (struct perf_series){PERF_UNCHECKED, in_place, backend, rows};
+    }
     if (run->baseline.running)
-        *s++ = (struct perf_series){PERF_MPI, false, "mpi", "caller"};
+        *s++ = (struct perf_series){run->baseline.side, false, shape->cuda ? "nccl" : "mpi", "caller"};
     run->series_count = (int32_t)(s - run->series);
+}
+
+/* False: a rank has failed. That there is no rate is no failure. */
+static bool measure_link(struct perf_run *run)
+{
+    if (!run->options.shape.cuda || run->options.shape.ranks < 2) {
+        snprintf(run->link_reason, sizeof run->link_reason, "one rank has no links");
+        return true;
+    }
+    perf_board_tell(run->board, PERF_LIBRARY, &(struct perf_order){.link = true});
+    if (!perf_await(run, PERF_LIBRARY, BLOCK_NS))
+        return false;
+    run->link_rate_gbs = perf_link_rate_gbs(run->board);
+    snprintf(run->link_reason, sizeof run->link_reason, "%s", run->board->link.why);
+    return true;
 }
 
 static bool measure(struct perf_run *run)
 {
+    if (!measure_link(run))
+        return false;
     perf_baseline_start(run);
     list_series(run);
     perf_print_header(run);
@@ -303,15 +295,6 @@ static bool measure(struct perf_run *run)
             return false;
     perf_print_footer(run);
     return true;
-}
-
-static bool open_store(struct perf_run *run)
-{
-    struct store_server_config config = {.ranks = run->options.shape.ranks, .lease_us = 5000000};
-    if (store_server_create(&config, &run->server) == MUSTER_OK && store_server_start_thread(run->server) == MUSTER_OK)
-        return true;
-    fprintf(stderr, "muster perf ep: %s\n", muster_last_error());
-    return false;
 }
 
 static bool open_board(struct perf_run *run)
@@ -323,20 +306,25 @@ static bool open_board(struct perf_run *run)
     return run->board;
 }
 
+static bool start_library(struct perf_run *run)
+{
+    return perf_crew_start(run, PERF_LIBRARY, START_NS) &&
+           (!run->options.both || perf_crew_start(run, PERF_UNCHECKED, START_NS));
+}
+
 int perf_ep_run(const struct perf_options *options)
 {
     struct perf_run run = {.options = *options, .baseline = {.output = -1}};
-    bool good = open_board(&run) && open_store(&run);
-    if (good) {
-        good = start_ranks(&run) && measure(&run);
-        if (!good)
-            fprintf(stderr, "muster perf ep: %s\n", run.board->why);
-        perf_baseline_stop(&run);
-        stop_ranks(&run, good);
-    }
-    store_server_destroy(run.server);
-    if (run.board)
-        close(run.board_fd);
+    if (!open_board(&run))
+        return EXIT_FAILURE;
+    bool good = start_library(&run) && measure(&run);
+    if (!good)
+        fprintf(stderr, "muster perf ep: %s\n", run.board->why);
+    perf_baseline_stop(&run);
+    perf_crew_stop(&run, PERF_LIBRARY, good);
+    if (run.options.both)
+        perf_crew_stop(&run, PERF_UNCHECKED, good);
+    close(run.board_fd);
     perf_board_close(run.board);
     return good && run.wrong == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }

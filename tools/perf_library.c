@@ -8,6 +8,7 @@
 #include "core/config.h"
 #include "muster/muster.h"
 #include "perf_device.h"
+#include "perf_link.h"
 #include "perf_rank.h"
 
 enum { ALIGNMENT = 64, PATIENCE_US = 10000000 /* a measurement is not to fail because the machine stalls */ };
@@ -33,6 +34,7 @@ struct exchange {
 
 struct library {
     struct perf_board *board;
+    enum perf_side_id id;
     const struct perf_shape *shape;
     int32_t rank;
     struct perf_device device;
@@ -210,12 +212,24 @@ muster_ep_config perf_library_config(const struct perf_shape *shape, int32_t cou
     return config;
 }
 
+uint64_t perf_library_array_bytes(const struct perf_shape *shape, int32_t count)
+{
+    bool by_slot = shape->layout == MUSTER_EP_EXPERT_MAJOR;
+    uint64_t tokens = (uint64_t)shape->tokens[count], hidden = (uint64_t)shape->hidden;
+    uint64_t element_bytes = row_dtype(shape).bits / 8u, row_bytes = hidden * element_bytes;
+    uint64_t rows = tokens * (uint64_t)shape->ranks * (uint64_t)(by_slot ? shape->slots : 1);
+    uint64_t scale_bytes = (hidden + MUSTER_EP_FP8_GROUP - 1) / MUSTER_EP_FP8_GROUP * sizeof(float);
+    uint64_t route_bytes = (uint64_t)shape->topk * (sizeof(int32_t) + sizeof(float));
+    uint64_t received = shape->quantise ? hidden + scale_bytes : row_bytes;
+    return rows * (received + row_bytes + (by_slot ? 0 : route_bytes)) + tokens * (2 * row_bytes + route_bytes);
+}
+
 static bool create_group(struct library *l)
 {
     muster_group_config config = MUSTER_GROUP_CONFIG_INIT;
     config.backend = l->shape->cuda ? MUSTER_BACKEND_CUDA : MUSTER_BACKEND_CPU;
     config.device = l->rank;
-    config.no_fault_tolerance = l->shape->no_fault_tolerance;
+    config.no_fault_tolerance = l->shape->no_fault_tolerance || l->id == PERF_UNCHECKED;
     if (!config_given(CONFIG_OPERATION_TIMEOUT_US))
         config.operation_timeout_us = PATIENCE_US;
     for (int32_t i = 0; i < l->shape->token_counts; i++) {
@@ -225,25 +239,38 @@ static bool create_group(struct library *l)
             return fail(l, "muster_ep_memory_bytes");
         config.memory_bytes += bytes;
         if (l->rank == 0)
-            l->board->mailbox[PERF_LIBRARY].exchange_bytes[i] = bytes;
+            l->board->mailbox[l->id].exchange_bytes[i] = bytes;
     }
     return muster_group_create(&config, &l->group) == MUSTER_OK || fail(l, "muster_group_create");
 }
 
+static bool make_arrays(const struct library *l, struct exchange *x, int32_t tokens)
+{
+    if (!make_inputs(l, x, tokens) || !make_outputs(l, x, tokens)) {
+        perf_board_fail(l->board, "rank %d: no memory for the arrays of %d tokens", l->rank, tokens);
+        return false;
+    }
+    if (!fill_inputs(l, x, tokens))
+        return false;
+    make_arguments(x);
+    return true;
+}
+
+static void free_arrays(const struct library *l, struct exchange *x)
+{
+    for (int a = 0; a < ARRAYS; a++)
+        array_free(l, &x->array[a]);
+    memset(x->array, 0, sizeof x->array);
+}
+
+/* The arrays of a device are made when it is their count's turn: those of all counts together may not fit. */
 static bool create_exchange(struct library *l, int32_t count)
 {
     struct exchange *x = &l->exchange[count];
     muster_ep_config config = perf_library_config(l->shape, count);
     if (muster_ep_create(l->group, &config, &x->ep) != MUSTER_OK)
         return fail(l, "muster_ep_create");
-    if (!make_inputs(l, x, config.max_tokens) || !make_outputs(l, x, config.max_tokens)) {
-        perf_board_fail(l->board, "rank %d: no memory for the arrays of %d tokens", l->rank, config.max_tokens);
-        return false;
-    }
-    if (!fill_inputs(l, x, config.max_tokens))
-        return false;
-    make_arguments(x);
-    return true;
+    return l->device.runtime || make_arrays(l, x, config.max_tokens);
 }
 
 static bool library_open(void *state, struct perf_board *board, int32_t rank)
@@ -255,7 +282,7 @@ static bool library_open(void *state, struct perf_board *board, int32_t rank)
     if (l->shape->cuda && !perf_device_open(&l->device, rank, l->shape->flush))
         return fail(l, "a device");
     if (rank == 0)
-        board->mailbox[PERF_LIBRARY].multiprocessors = l->device.multiprocessors;
+        board->mailbox[l->id].multiprocessors = l->device.multiprocessors;
     if (!create_group(l))
         return false;
     for (int32_t i = 0; i < l->shape->token_counts; i++)
@@ -269,8 +296,7 @@ static void library_close(void *state)
     struct library *l = state;
     for (int32_t i = 0; i < l->shape->token_counts; i++) {
         muster_ep_destroy(l->exchange[i].ep);
-        for (int a = 0; a < ARRAYS; a++)
-            array_free(l, &l->exchange[i].array[a]);
+        free_arrays(l, &l->exchange[i]);
     }
     muster_group_destroy(l->group);
     perf_device_close(&l->device);
@@ -286,11 +312,24 @@ static void array_lend(const struct library *l, struct array *a, const muster_te
         a->host = theirs->data;
 }
 
+static bool library_measure_link(void *state, uint32_t *round)
+{
+    struct library *l = state;
+    return perf_link_measure(l->board, &l->device, l->rank, round);
+}
+
 static bool library_prepare(void *state, const struct perf_order *order)
 {
     struct library *l = state;
-    struct exchange *x = l->current = &l->exchange[order->count];
+    struct exchange *x = &l->exchange[order->count], *before = l->current;
     muster_tensor received, results;
+    if (l->device.runtime && before != x) {
+        if (before)
+            free_arrays(l, before);
+        if (!make_arrays(l, x, l->shape->tokens[order->count]))
+            return false;
+    }
+    l->current = x;
     l->received = x->array[RECEIVED];
     l->results = x->array[RESULTS];
     x->dispatch.out_hidden = order->in_place ? NULL : tensor_of(&x->array[RECEIVED]);
@@ -448,14 +487,14 @@ static void *library_output(void *state)
 
 /* ---- the process ---- */
 
-static const struct perf_side side = {
-    .id = PERF_LIBRARY,
+static const struct perf_side library_side = {
     .open = library_open,
     .close = library_close,
     .prepare = library_prepare,
     .dispatch = library_dispatch,
     .combine = library_combine,
     .iterate = library_iterate,
+    .measure_link = library_measure_link,
     .fetch_received = library_fetch_received,
     .fetch_output = library_fetch_output,
     .give_results = library_give_results,
@@ -464,13 +503,16 @@ static const struct perf_side side = {
     .output = library_output,
 };
 
-int perf_library_rank(const char *board_path)
+int perf_library_rank(const char *board_path, enum perf_side_id id)
 {
+    struct perf_side side = library_side;
     struct library *l = calloc(1, sizeof *l);
+    side.id = id;
     if (!l) {
         perror("muster perf");
         return EXIT_FAILURE;
     }
+    l->id = id;
     int status = perf_rank_run(board_path, (int32_t)config_number(CONFIG_RANK), &side, l);
     free(l);
     return status;

@@ -53,21 +53,36 @@ static float from_e4m3(uint8_t code)
     return code & 0x80 ? -size : size;
 }
 
-static float value_at(const struct perf_shape *shape, const void *row, int32_t i)
+/* The first `count` values of a row. */
+static void values_get(const struct perf_shape *shape, const void *row, int32_t count, float *values)
 {
+    const uint16_t *half = row;
     switch (shape->type) {
-    case PERF_BF16: return from_bf16(((const uint16_t *)row)[i]);
-    case PERF_FP16: return from_fp16(((const uint16_t *)row)[i]);
-    default: return ((const float *)row)[i];
+    case PERF_BF16:
+        for (int32_t i = 0; i < count; i++)
+            values[i] = from_bf16(half[i]);
+        break;
+    case PERF_FP16:
+        for (int32_t i = 0; i < count; i++)
+            values[i] = from_fp16(half[i]);
+        break;
+    case PERF_FP32: memcpy(values, row, (size_t)count * sizeof *values); break;
     }
 }
 
-static void value_set(const struct perf_shape *shape, void *row, int32_t i, float value)
+static void values_set(const struct perf_shape *shape, void *row, int32_t count, const float *values)
 {
+    uint16_t *half = row;
     switch (shape->type) {
-    case PERF_BF16: ((uint16_t *)row)[i] = to_bf16(value); break;
-    case PERF_FP16: ((uint16_t *)row)[i] = to_fp16(value); break;
-    case PERF_FP32: ((float *)row)[i] = value; break;
+    case PERF_BF16:
+        for (int32_t i = 0; i < count; i++)
+            half[i] = to_bf16(values[i]);
+        break;
+    case PERF_FP16:
+        for (int32_t i = 0; i < count; i++)
+            half[i] = to_fp16(values[i]);
+        break;
+    case PERF_FP32: memcpy(row, values, (size_t)count * sizeof *values); break;
     }
 }
 
@@ -122,11 +137,21 @@ bool perf_load_goes_to(const struct perf_shape *shape, const struct perf_routes 
     return false;
 }
 
-/* Magnitudes 1 to 2 in steps of 1/128, which every type holds exactly. */
-static float hidden_value(uint64_t random)
+/* Magnitudes 1 to 2 in steps of 1/128, which every type holds exactly: a byte chooses one. */
+static float hidden_value(uint64_t byte)
 {
-    float size = 1.0f + (float)(random % 128) / 128.0f;
-    return random & 128 ? -size : size;
+    float size = 1.0f + (float)(byte % 128) / 128.0f;
+    return byte & 128 ? -size : size;
+}
+
+static void hidden_values(const struct perf_shape *shape, int32_t rank, int32_t token, float *values)
+{
+    uint64_t state = token_state(shape, rank, token, 2);
+    for (int32_t i = 0; i < shape->hidden; i += 8) {
+        uint64_t random = next_random(&state);
+        for (int32_t j = i; j < i + 8 && j < shape->hidden; j++)
+            values[j] = hidden_value(random >> 8 * (j - i) & 255);
+    }
 }
 
 size_t perf_load_row_bytes(const struct perf_shape *shape)
@@ -136,11 +161,9 @@ size_t perf_load_row_bytes(const struct perf_shape *shape)
 
 void perf_load_row(const struct perf_shape *shape, int32_t rank, int32_t token, void *row)
 {
-    uint64_t state = token_state(shape, rank, token, 2), random = 0;
-    for (int32_t i = 0; i < shape->hidden; i++) {
-        random = i % 8 ? random >> 8 : next_random(&state);
-        value_set(shape, row, i, hidden_value(random));
-    }
+    float values[PERF_MAX_HIDDEN];
+    hidden_values(shape, rank, token, values);
+    values_set(shape, row, shape->hidden, values);
 }
 
 static float expert_factor(int32_t expert)
@@ -164,14 +187,17 @@ static size_t row_index(const struct perf_received *in, int32_t block, int32_t j
     return first + (size_t)j;
 }
 
-static float received_value(const struct serving *s, size_t row, int32_t i)
+static void received_values(const struct serving *s, size_t row, float *values)
 {
     const struct perf_received *in = s->received;
     const unsigned char *from = in->rows + row * in->row_stride;
-    if (!in->scales)
-        return value_at(s->shape, from, i);
-    size_t groups = ((size_t)s->shape->hidden + MUSTER_EP_FP8_GROUP - 1) / MUSTER_EP_FP8_GROUP;
-    return from_e4m3(from[i]) * in->scales[row * groups + (size_t)i / MUSTER_EP_FP8_GROUP];
+    size_t hidden = (size_t)s->shape->hidden, groups = (hidden + MUSTER_EP_FP8_GROUP - 1) / MUSTER_EP_FP8_GROUP;
+    if (!in->scales) {
+        values_get(s->shape, from, s->shape->hidden, values);
+        return;
+    }
+    for (size_t i = 0; i < hidden; i++)
+        values[i] = from_e4m3(from[i]) * in->scales[row * groups + i / MUSTER_EP_FP8_GROUP];
 }
 
 /* Rows come as they were sent; in fp8, within half a place. Written so that a NaN is not close to anything. */
@@ -198,16 +224,16 @@ static float served_factor(struct serving *s, int32_t block, size_t row)
 
 static void serve_row(struct serving *s, int32_t block, size_t row, int32_t source, int32_t token)
 {
-    float want[PERF_MAX_HIDDEN];
-    unsigned char *result = s->received->results + row * perf_load_row_bytes(s->shape);
+    float want[PERF_MAX_HIDDEN], got[PERF_MAX_HIDDEN];
     float factor = served_factor(s, block, row);
-    perf_load_row(s->shape, source, token, want);
+    hidden_values(s->shape, source, token, want);
+    received_values(s, row, got);
     for (int32_t i = 0; i < s->shape->hidden; i++) {
-        float value = received_value(s, row, i);
-        if (s->shape->check && !is_close(s, value, value_at(s->shape, want, i)))
+        if (s->shape->check && !is_close(s, got[i], want[i]))
             s->wrong++;
-        value_set(s->shape, result, i, value * factor);
+        got[i] *= factor;
     }
+    values_set(s->shape, s->received->results + row * perf_load_row_bytes(s->shape), s->shape->hidden, got);
 }
 
 /* The rows of one block that should have come from one source: its tokens that route to [begin, end), in order. */
@@ -249,7 +275,7 @@ uint64_t perf_load_serve(const struct perf_shape *shape, int32_t rank, int32_t t
             s.wrong++;
     }
     if (shape->spoil && rank == 0)
-        value_set(shape, received->results, 0, 99.0f);
+        values_set(shape, received->results, 1, &(float){99.0f});
     return s.wrong;
 }
 
@@ -297,13 +323,14 @@ static float allowed_part(const struct perf_shape *shape)
     return parts[shape->type] + quantised_parts[quantised];
 }
 
-static uint64_t check_row(const struct perf_shape *shape, const void *row, const void *token, float factor)
+static uint64_t check_row(const struct perf_shape *shape, const void *row, const float *token, float factor)
 {
     uint64_t wrong = 0;
-    float part = allowed_part(shape);
+    float part = allowed_part(shape), got[PERF_MAX_HIDDEN];
+    values_get(shape, row, shape->hidden, got);
     for (int32_t i = 0; i < shape->hidden; i++) {
-        float want = value_at(shape, token, i) * factor, got = value_at(shape, row, i);
-        if (!(fabsf(got - want) <= part * fabsf(want)))
+        float want = token[i] * factor;
+        if (!(fabsf(got[i] - want) <= part * fabsf(want)))
             wrong++;
     }
     return wrong;
@@ -317,7 +344,7 @@ uint64_t perf_load_check(const struct perf_shape *shape, int32_t rank, int32_t t
     uint64_t wrong = 0;
     for (int32_t token = 0; shape->check && token < tokens; token++) {
         perf_load_routes(shape, rank, token, &routes);
-        perf_load_row(shape, rank, token, row);
+        hidden_values(shape, rank, token, row);
         float factor = copied ? copied_factor(shape, &routes) : home_factor(shape, &routes);
         wrong += check_row(shape, (const unsigned char *)out + (size_t)token * bytes, row, factor);
     }
@@ -333,7 +360,8 @@ static size_t travelling_bytes(const struct perf_shape *shape, int32_t quantise)
 }
 
 /* Rows out, and rows back: with exact combine one for each expert. */
-static size_t crossing_bytes(const struct perf_shape *shape, int32_t home, const struct perf_routes *routes)
+static size_t crossing_bytes(const struct perf_shape *shape, int32_t home, const struct perf_routes *routes,
+                             bool each_route)
 {
     size_t out = 0, back = 0;
     for (int32_t rank = 0; rank < shape->ranks; rank++)
@@ -341,18 +369,19 @@ static size_t crossing_bytes(const struct perf_shape *shape, int32_t home, const
             out += perf_load_goes_to(shape, routes, rank * shape->slots, (rank + 1) * shape->slots);
     for (int32_t k = 0; k < shape->topk; k++)
         back += routes->expert[k] / shape->slots != home;
+    out = each_route ? back : out;
     back = shape->combine == MUSTER_EP_EXACT ? back : out;
     return out * travelling_bytes(shape, shape->quantise) + back * travelling_bytes(shape, shape->quantise_return);
 }
 
-double perf_load_crossing_bytes(const struct perf_shape *shape, int32_t tokens)
+double perf_load_crossing_bytes(const struct perf_shape *shape, int32_t tokens, bool each_route)
 {
     double sum = 0;
     struct perf_routes routes;
     for (int32_t rank = 0; rank < shape->ranks; rank++)
         for (int32_t token = 0; token < tokens; token++) {
             perf_load_routes(shape, rank, token, &routes);
-            sum += (double)crossing_bytes(shape, rank, &routes);
+            sum += (double)crossing_bytes(shape, rank, &routes, each_route);
         }
     return sum / shape->ranks;
 }

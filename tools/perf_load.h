@@ -58,7 +58,11 @@ void perf_load_copy(const struct perf_shape *shape, const struct perf_received *
 /* Compares the output of combine with what it should be. `copied`: perf_load_copy() stood in for the experts. */
 uint64_t perf_load_check(const struct perf_shape *shape, int32_t rank, int32_t tokens, bool copied, const void *out);
 
-/* Bytes of rows that a rank's tokens send to other ranks and that come back from there, on average over the ranks. */
-double perf_load_crossing_bytes(const struct perf_shape *shape, int32_t tokens);
+/*
+ * Bytes of rows that a rank's tokens send to other ranks and that come back from there, on average over the ranks. What
+ * comes back to one leaves another, so this is also what leaves a rank in dispatch and in combine together.
+ * Each route: a row goes out, and comes home, for every route of a token, not only for every rank.
+ */
+double perf_load_crossing_bytes(const struct perf_shape *shape, int32_t tokens, bool each_route);
 
 #endif

@@ -49,17 +49,24 @@ static bool check_output(const struct loop *l, bool copied)
     return true;
 }
 
+static bool serve(struct loop *l)
+{
+    if (!step(l, l->side->fetch_received))
+        return false;
+    l->side->received(l->state, &l->received);
+    add_wrong(l, perf_load_serve(l->shape, l->rank, l->tokens, &l->received));
+    return step(l, l->side->give_results);
+}
+
 /*
  * The first iteration of a block, with experts that compute: what came, and what came of it, is compared with what it
  * should be. The results that it leaves are those of every later iteration, since tokens and routes stay.
  */
 static bool run_first(struct loop *l)
 {
-    if (!poison_output(l) || !l->side->dispatch(l->state) || !step(l, l->side->fetch_received))
+    if (!poison_output(l) || !l->side->dispatch(l->state) || (l->order.serve && !serve(l)))
         return false;
-    l->side->received(l->state, &l->received);
-    add_wrong(l, perf_load_serve(l->shape, l->rank, l->tokens, &l->received));
-    return step(l, l->side->give_results) && l->side->combine(l->state) && check_output(l, false);
+    return l->side->combine(l->state) && check_output(l, false);
 }
 
 /* ---- the timed iterations ---- */
@@ -132,7 +139,7 @@ static bool run_orders(struct loop *l, int board_fd)
         perf_board_take(l->board, board_fd, l->side->id, &number, &l->order);
         if (l->order.finish)
             return true;
-        if (!run_block(l))
+        if (!(l->order.link ? l->side->measure_link(l->state, &l->round) : run_block(l)))
             return false;
     }
 }

@@ -21,6 +21,8 @@ struct perf_side {
     bool (*combine)(void *state);
     /* With GPUs: the timed iterations, which run on a stream. Otherwise they are run and timed by the caller. */
     bool (*iterate)(void *state, int32_t iterations, struct perf_sample *sample);
+    /* With GPUs: what perf_link.h says; NULL: others do that. */
+    bool (*measure_link)(void *state, uint32_t *round);
     /* What dispatch (or combine) has brought becomes readable here; NULL: it is. */
     bool (*fetch_received)(void *state);
     bool (*fetch_output)(void *state);

@@ -66,7 +66,8 @@ static void child_take_streams(const struct process_plan *plan)
         dup2(plan->out, STDOUT_FILENO);
     if (plan->err >= 0)
         dup2(plan->err, STDERR_FILENO);
-    fcntl(plan->store, F_SETFD, 0);
+    if (plan->store >= 0)
+        fcntl(plan->store, F_SETFD, 0);
 }
 
 /* What a shell has us ignore in the background is for the launcher; that it passes a signal on must have effect. */
@@ -131,18 +132,19 @@ pid_t process_start_rank(const struct process_rank *rank)
 {
     char program[PATH_MAX], board[64];
     snprintf(board, sizeof board, "/proc/%d/fd/%d", (int)getpid(), rank->board);
-    char *arguments[] = {program, argument(rank->command), argument("rank"), board, NULL};
+    char *arguments[] = {program, argument(rank->command), argument(rank->role), board, NULL};
     struct process_plan plan = {
         .arguments = arguments, .rank = rank->rank, .ranks = rank->ranks, .out = -1, .err = rank->err};
     if (!process_self(program))
         return -1;
-    plan.store = store_server_connect(rank->server);
-    if (plan.store < 0)
+    plan.store = rank->server ? store_server_connect(rank->server) : -1;
+    if (rank->server && plan.store < 0)
         return -1;
     sigprocmask(SIG_SETMASK, NULL, &plan.mask);
     pid_t pid = process_start(&plan);
     int saved = errno;
-    close(plan.store);
+    if (plan.store >= 0)
+        close(plan.store);
     errno = saved;
     return pid;
 }

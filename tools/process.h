@@ -12,7 +12,7 @@
 struct process_plan {
     char **arguments; /* program and arguments, NULL at the end */
     int32_t rank, ranks;
-    int store; /* its end of the store's socket pair: it inherits this descriptor and no other of ours */
+    int store; /* its end of the store's socket pair: it inherits this descriptor and no other of ours; -1: it has none */
     int in; /* what becomes its stdin; 0: /dev/null */
     int out, err; /* what becomes its stdout and stderr; -1: ours */
     sigset_t mask; /* the signal mask that we were started with */
@@ -26,11 +26,11 @@ bool process_self(char path[PATH_MAX]);
 
 struct store_server;
 
-/* This tool once more, as one rank of what it measures or tortures: `TOOL COMMAND rank BOARD`. */
+/* This tool once more, as one rank of what it measures or tortures: `TOOL COMMAND ROLE BOARD`. */
 struct process_rank {
-    const char *command;
+    const char *command, *role;
     int board; /* descriptor of the memory that it shares with us: BOARD is a path to it */
-    struct store_server *server; /* gets a connection to the rank */
+    struct store_server *server; /* gets a connection to the rank; NULL: it needs no store */
     int32_t rank, ranks;
     int err; /* as in process_plan */
 };

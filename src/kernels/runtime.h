@@ -10,9 +10,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kernels/exchange.h"
 #include "muster/status.h"
 
-enum { RUNTIME_VERSION = 1, RUNTIME_NAME_BYTES = 64 };
+enum { RUNTIME_VERSION = 2, RUNTIME_NAME_BYTES = 64, RUNTIME_HANDLE_BYTES = 64 };
 
 typedef muster_status runtime_error_function(muster_status status, const char *format, ...);
 
@@ -20,6 +21,32 @@ struct runtime_device {
     char name[RUNTIME_NAME_BYTES];
     int32_t multiprocessors;
     uint64_t memory_bytes, cache_bytes; /* of the second level */
+};
+
+/*
+ * Rows of memory of the device, in places that lists on the device give; rows are multiples of 16 bytes, and begin on 16.
+ * Row to_row[i] of `to` becomes row from_row[i] of `from`, for i from 0 to rows - 1.
+ */
+struct runtime_move {
+    void *to;
+    const void *from;
+    const int32_t *to_row, *from_row; /* [rows] */
+    int32_t rows;
+    size_t row_bytes;
+};
+
+/*
+ * Row i of `to` becomes the sum of rows from_row[i][0..] of `from`, each times its weight: in fp32, in this order, rounded
+ * once. A row has at most `parts` of them (at most 32), and its list ends before the first -1.
+ */
+struct runtime_sum {
+    void *to;
+    const void *from;
+    const int32_t *from_row; /* [rows][parts] */
+    const float *weight; /* likewise */
+    int32_t rows, parts;
+    enum exchange_type type;
+    size_t row_bytes;
 };
 
 struct runtime {
@@ -35,6 +62,17 @@ struct runtime {
     void (*release)(void *memory);
     /* In either direction; waits for the stream before and after. */
     muster_status (*copy)(void *to, const void *from, size_t bytes, void *stream);
+
+    /*
+     * Memory of `allocate` as it is known to other processes, in RUNTIME_HANDLE_BYTES; what they map of it with `import`
+     * they unmap before it is released. The device must reach the other's memory.
+     */
+    muster_status (*export_memory)(void *memory, void *handle);
+    muster_status (*import_memory)(const void *handle, void **memory);
+    void (*unmap_memory)(void *memory);
+
+    /* Enqueues: a copy from device memory to device memory, its own or another's, that no kernel has a part in. */
+    muster_status (*enqueue_copy)(void *to, const void *from, size_t bytes, void *stream);
 
     /* Enqueues: zeros. */
     muster_status (*clear)(void *memory, size_t bytes, void *stream);
@@ -58,6 +96,10 @@ struct runtime {
 
     /* Enqueues a kernel that only passes time. */
     muster_status (*spin)(void *stream, uint64_t ns);
+
+    /* Enqueue the kernels above. No rows: nothing. */
+    muster_status (*move_rows)(const struct runtime_move *move, void *stream);
+    muster_status (*sum_rows)(const struct runtime_sum *sum, void *stream);
 
     /* The name of the error that the device is in and cannot leave, or NULL. */
     const char *(*broken)(void);

@@ -205,6 +205,21 @@ perf_usage() {
     says err '--layout is "slot"; it must be one of expert, rank, flat'
     call 2 perf ep --quantise fp8 --experts-do copy
     says err '--experts-do copy'
+    call 2 perf ep --flush
+    says err '--flush and --no-fault-tolerance are for --backend cuda'
+    call 2 perf ep --compare-fault-tolerance
+    says err '--compare-fault-tolerance is for --backend cuda'
+    call 2 perf ep --backend cuda --no-fault-tolerance --compare-fault-tolerance
+    says err 'cannot be had together'
+    call 2 perf ep --backend cuda --experts-do copy
+    says err '--experts-do copy is for --backend cpu'
+}
+
+# Without a GPU, or without the backend, that is what is said, before anything is started.
+perf_without_gpu() {
+    CUDA_VISIBLE_DEVICES='' call 1 perf ep --backend cuda --json
+    [ -s "$folder/out" ] && complain "something is on stdout"
+    says err 'there is no GPU|CUDA backend cannot be loaded'
 }
 
 # Nothing is left of a measurement that is killed: neither its ranks and mpirun nor, of theirs, shared memory.
@@ -241,6 +256,7 @@ perf_check
 perf_table
 perf_floor
 perf_usage
+perf_without_gpu
 perf_killed
 
 [ "$failed" = 0 ] && echo "info and perf: all good"

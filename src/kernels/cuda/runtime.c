@@ -75,6 +75,30 @@ static muster_status copy(void *to, const void *from, size_t bytes, void *stream
     return checked(error, "copying");
 }
 
+_Static_assert(sizeof(cudaIpcMemHandle_t) == RUNTIME_HANDLE_BYTES, "a handle is passed on as plain bytes");
+
+static muster_status export_memory(void *memory, void *handle)
+{
+    return checked(cudaIpcGetMemHandle(handle, memory), "exporting memory of a device");
+}
+
+static muster_status import_memory(const void *bytes, void **memory)
+{
+    cudaIpcMemHandle_t handle;
+    memcpy(&handle, bytes, sizeof handle);
+    return checked(cudaIpcOpenMemHandle(memory, handle, cudaIpcMemLazyEnablePeerAccess), "mapping a peer's memory");
+}
+
+static void unmap_memory(void *memory)
+{
+    cudaIpcCloseMemHandle(memory);
+}
+
+static muster_status enqueue_copy(void *to, const void *from, size_t bytes, void *stream)
+{
+    return checked(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream), "copying on devices");
+}
+
 static muster_status clear(void *memory, size_t bytes, void *stream)
 {
     return checked(cudaMemsetAsync(memory, 0, bytes, stream), "clearing memory");
@@ -165,6 +189,16 @@ static muster_status spin(void *stream, uint64_t ns)
     return checked(spin_launch(ns, stream), "a kernel that passes time");
 }
 
+static muster_status move_rows(const struct runtime_move *move, void *stream)
+{
+    return checked(move_rows_launch(move, stream), "a kernel that moves rows");
+}
+
+static muster_status sum_rows(const struct runtime_sum *sum, void *stream)
+{
+    return checked(sum_rows_launch(sum, stream), "a kernel that adds up rows");
+}
+
 /* An error that stays is the answer to every call. */
 static const char *broken(void)
 {
@@ -181,6 +215,10 @@ static const struct runtime runtime = {
     .allocate = allocate,
     .release = release,
     .copy = copy,
+    .export_memory = export_memory,
+    .import_memory = import_memory,
+    .unmap_memory = unmap_memory,
+    .enqueue_copy = enqueue_copy,
     .clear = clear,
     .stream_create = stream_create,
     .stream_destroy = stream_destroy,
@@ -194,6 +232,8 @@ static const struct runtime runtime = {
     .graph_launch = graph_launch,
     .graph_destroy = graph_destroy,
     .spin = spin,
+    .move_rows = move_rows,
+    .sum_rows = sum_rows,
     .broken = broken,
 };
 
