@@ -119,13 +119,13 @@ __device__ inline void bulk_move(struct bulk_stage *stage, const unsigned char *
 }
 
 /*
- * Waits until all that was stored from the stage, but for the newest bulk_store(), is stored: flags may be raised then by
- * the lanes that had places. The whole warp.
+ * Waits until all that was stored from the stage, but for the two newest bulk_store(), is stored, and known to be by the
+ * lanes that had places. The whole warp.
  */
 __device__ __forceinline__ void bulk_settle()
 {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("cp.async.bulk.wait_group 1;" ::: "memory");
+    asm volatile("cp.async.bulk.wait_group 2;" ::: "memory");
     asm volatile("fence.proxy.async;" ::: "memory");
 #endif
     __syncwarp();

@@ -16,7 +16,7 @@
 struct home_bound {
     const unsigned char *from; /* NULL: there is none */
     unsigned char *to;
-    uint64_t *flag;
+    uint32_t flag; /* as it is posted */
     bool good; /* X9: what came with it can be used */
 };
 
@@ -24,7 +24,7 @@ struct home_bound {
 __device__ inline struct home_bound find_home(const struct cuda_launch &l, const struct turn *turn,
                                               const struct combine_send_args &send, int32_t i, int32_t all)
 {
-    struct home_bound row = {NULL, NULL, NULL, true};
+    struct home_bound row = {NULL, NULL, ~0u, true};
     int32_t rank = i % turn->ranks, j = i / turn->ranks;
     if (i >= all || j >= l.own.rows_from[rank])
         return row;
@@ -38,7 +38,7 @@ __device__ inline struct home_bound find_home(const struct cuda_launch &l, const
     size_t place = row_at(l.shape, turn->rank, token);
     row.from = rank_row(l, turn, send, rank, j);
     row.to = region_at(turn, rank, l.shape.arrived) + place * l.shape.return_bytes;
-    row.flag = (uint64_t *)region_at(turn, rank, l.shape.arrived_flag) + place;
+    row.flag = post_flag(rank, place);
     return row;
 }
 
@@ -46,8 +46,7 @@ __device__ inline struct home_bound find_home(const struct cuda_launch &l, const
 __device__ __forceinline__ struct home_bound home_of(const struct home_bound &row, int of)
 {
     return {(const unsigned char *)__shfl_sync(~0u, (unsigned long long)row.from, of),
-            (unsigned char *)__shfl_sync(~0u, (unsigned long long)row.to, of),
-            (uint64_t *)__shfl_sync(~0u, (unsigned long long)row.flag, of), true};
+            (unsigned char *)__shfl_sync(~0u, (unsigned long long)row.to, of), __shfl_sync(~0u, row.flag, of), true};
 }
 
 /* One row on its way, by a warp; orders nothing. */
@@ -62,7 +61,7 @@ __device__ inline void stream_home(struct bulk_stage *stage, const struct home_b
 
 /*
  * Each lane finds out about another of the warp's next rows, since that takes several loads, one after the other. A row's
- * flag is posted by the lane that had the engine store it, when the next row is under way (X5); credit as in
+ * flag is posted by the lane that had the engine store it, when others are under way (X5); credit as in
  * send_rows_home().
  */
 __device__ inline void stream_rows_home(const struct cuda_launch &l, const struct turn *turn,
@@ -70,7 +69,7 @@ __device__ inline void stream_rows_home(const struct cuda_launch &l, const struc
                                         struct post_office *office, int32_t warp, int32_t warps)
 {
     int32_t lane = (int32_t)threadIdx.x & 31, all = l.shape.tokens * turn->ranks; /* at most 2^23 */
-    uint64_t *flag = NULL; /* of the row before; in lane 0 */
+    struct post_pending pending = post_nothing(); /* in lane 0 */
     for (int32_t first = warp; first < all; first += 32 * warps) {
         struct home_bound mine = find_home(l, turn, send, first + lane * warps, all);
         if (!__all_sync(~0u, mine.good))
@@ -78,14 +77,11 @@ __device__ inline void stream_rows_home(const struct cuda_launch &l, const struc
         for (unsigned left = __ballot_sync(~0u, mine.from != NULL); left; left &= left - 1) {
             struct home_bound row = home_of(mine, __ffs(left) - 1);
             stream_home(stage, row, l.shape.return_bytes);
-            bulk_settle();
-            post_flags(office, flag);
-            flag = lane == 0 ? row.flag : NULL;
+            post_later(office, &pending, lane == 0 ? row.flag : ~0u);
         }
     }
     bulk_close(stage);
-    post_flags(office, flag);
-    post_close(office);
+    post_close(office, &pending);
 }
 
 /* As many warps send as there are stages; the last of the block is the postman. */
@@ -100,7 +96,7 @@ __device__ inline void stream_send_block(const struct cuda_launch &l, const stru
     post_open(&office, l.plan.stages);
     __syncthreads();
     if (warp == (int32_t)blockDim.x / 32 - 1)
-        post_deliver(&office, turn->stamp);
+        post_deliver(turn, &office, l.shape.arrived_flag);
     if (warp >= l.plan.stages)
         return;
     bulk_open(&stage, shared + warp * stage_bytes, (uint32_t)stage_bytes, &barriers[warp]);

@@ -44,13 +44,14 @@ static void plan_stages(const struct exchange_shape *shape, int32_t shared_bytes
 {
     size_t longest = 16, ranks = (size_t)shape->ranks, slots = (size_t)shape->slots;
     size_t entries = ranks * slots + (slots > MUSTER_MAX_RANKS ? slots : MUSTER_MAX_RANKS);
-    int32_t token_bytes = plan->streams ? (int32_t)sizeof(struct route_token) : 0;
-    int32_t warps = plan->threads / 32 - (plan->streams ? 1 : 0); /* and the postman */
+    int32_t token_bytes = plan->streams ? 2 * (int32_t)sizeof(struct route_token) : 0; /* two batches */
+    int32_t warps = plan->threads / 32, others = plan->streams ? 1 + warps / 4 : 0; /* the postman, those that place */
     for (int a = 0; a < shape->arrays; a++)
         longest = shape->array[a].row_bytes > longest ? shape->array[a].row_bytes : longest;
     plan->table_bytes = plan_round_up(entries * sizeof(int32_t), 128);
     plan->stage_bytes = plan_stage_bytes(longest);
-    plan->stages = plan_least((shared_bytes - plan->table_bytes - 128) / (plan->stage_bytes + token_bytes), warps);
+    plan->stages =
+        plan_least((shared_bytes - plan->table_bytes - 128) / (plan->stage_bytes + token_bytes), warps - others);
     plan->batch_bytes = plan_round_up((size_t)plan->stages * (size_t)token_bytes, 128);
     plan->shared_bytes = plan->table_bytes + plan->batch_bytes + plan->stages * plan->stage_bytes;
 }

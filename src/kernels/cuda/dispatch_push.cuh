@@ -239,7 +239,8 @@ __device__ inline void send_push_block(const struct cuda_launch &l, const struct
     for (int32_t first = block * size; first < send.tokens; first += blocks * size) {
         int32_t left = send.tokens - first, count = left < size ? left : size;
         struct push_batch *batch = &batches[turnabout ^= 1];
-        route_each(in, counted, first, blockDim.x, [&](const struct route &r) { route_count(in, counts, r); });
+        route_each<false>(in, counted, first, (int32_t)threadIdx.x / 32, (int32_t)blockDim.x / 32,
+                          [&](const struct route &r) { route_count(in, counts, r); });
         __syncthreads();
         if (threadIdx.x / 32 == blockDim.x / 32 - 1) { /* not the warp that raises flags */
             batch->first = first;

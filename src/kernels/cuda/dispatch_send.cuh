@@ -98,10 +98,11 @@ __device__ inline bool send_plan(const struct cuda_launch &l, const struct turn 
     }
     route_clear(in, counts);
     __syncthreads();
-    route_each(in, 0, send.tokens, blockDim.x, [&](const struct route &r) {
-        route_count(in, counts, r);
-        plan_check(in, l.shape.masked, r, &plan);
-    });
+    route_each<true>(in, 0, send.tokens, (int32_t)threadIdx.x / 32, (int32_t)blockDim.x / 32,
+                     [&](const struct route &r) {
+                         route_count(in, counts, r);
+                         plan_check(in, l.shape.masked, r, &plan);
+                     });
     __syncthreads();
     if (threadIdx.x == 0 && send.dropped_routes)
         *send.dropped_routes = plan.dropped;

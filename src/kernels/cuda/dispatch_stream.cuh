@@ -62,75 +62,137 @@ __device__ inline void stream_token(const struct cuda_launch &l, const struct tu
             copy_row(destination_row(l, turn, token, i, 0), row, bytes, lane, 32);
 }
 
-/* Tokens that a block takes at a time, a warp each: as many as it has stages, or fewer if all then come out even. */
-__device__ __forceinline__ int32_t stream_batch(int32_t tokens, int32_t blocks, int32_t stages)
+/* ------------------------------------------------------------------------------------------ the warps of a block */
+
+/*
+ * Pushing warps, one for each stage, come first; the others but the last work out where the next tokens go; the last is the
+ * postman. What is handed from warp to warp, in shared memory: the places of a batch of tokens while those of the batch
+ * before are still in use. Like post.cuh, without a deadline: no peer is waited for.
+ */
+struct stream_desk {
+    struct post_office office;
+    uint32_t placed; /* batches, so far */
+    uint32_t taken[OPERATIONS_MAX_THREADS / 32]; /* of those, by each pushing warp: its token's places are used */
+};
+
+/* How the block's share of the tokens is cut. */
+struct stream_cut {
+    int32_t begin, step, size; /* batches of `size` tokens begin here, and then after every `step` */
+    int32_t tokens;
+};
+
+/* As many tokens at a time as there are stages, or fewer if all blocks then come out even. */
+__device__ __forceinline__ struct stream_cut stream_cut(int32_t tokens, int32_t stages, int32_t block, int32_t blocks)
 {
     int32_t rounds = (tokens + blocks * stages - 1) / (blocks * stages);
-    return rounds ? (tokens + blocks * rounds - 1) / (blocks * rounds) : 1;
+    int32_t size = rounds ? (tokens + blocks * rounds - 1) / (blocks * rounds) : 1;
+    return {block * size, blocks * size, size, tokens};
 }
 
-/* A barrier for all warps but the postman. */
-__device__ __forceinline__ void stream_barrier()
+__device__ __forceinline__ int32_t stream_count(const struct stream_cut &cut, int32_t first)
 {
-    asm volatile("bar.sync 1, %0;" ::"r"(blockDim.x - 32) : "memory");
+    return cut.tokens - first < cut.size ? cut.tokens - first : cut.size;
+}
+
+/* The places of a batch; two batches take turns. */
+__device__ __forceinline__ struct route_token *stream_places(const struct cuda_launch &l, unsigned char *shared,
+                                                             uint32_t batch)
+{
+    return (struct route_token *)shared + (batch & 1) * (uint32_t)l.plan.stages;
+}
+
+/* A barrier for the placing warps. */
+__device__ __forceinline__ void stream_barrier(int32_t threads)
+{
+    asm volatile("bar.sync 1, %0;" ::"r"(threads) : "memory");
+}
+
+/* Waits until the pushing warps have used the places of the batch before the last. One warp. */
+__device__ inline void stream_await_taken(struct stream_desk *desk, int32_t warps, uint32_t batch)
+{
+    int32_t lane = (int32_t)threadIdx.x & 31;
+    while (lane < warps && share_read(&desk->taken[lane]) + 1 < batch)
+        __nanosleep(50);
+    __syncwarp();
+}
+
+/* The placing warps: count the tokens of other blocks, all together, and then one of them places the block's own. */
+__device__ inline void stream_place(const struct cuda_launch &l, const struct turn *turn,
+                                    const struct dispatch_send_args &send, const struct route_counts &counts,
+                                    unsigned char *shared, struct stream_desk *desk, const struct stream_cut &cut)
+{
+    struct route_input in = send_routes(l, turn, send);
+    int32_t warps = (int32_t)blockDim.x / 32 - 1 - l.plan.stages, warp = (int32_t)threadIdx.x / 32 - l.plan.stages;
+    int32_t counted = 0;
+    uint32_t batch = 0;
+    for (int32_t first = cut.begin; first < cut.tokens; first += cut.step, batch++) {
+        route_each<false>(in, counted, first, warp, warps, [&](const struct route &r) { route_count(in, counts, r); });
+        stream_barrier(32 * warps);
+        if (warp == 0) {
+            stream_await_taken(desk, cut.size, batch);
+            place_tokens(in, counts, first, stream_count(cut, first), stream_places(l, shared, batch));
+            if ((threadIdx.x & 31) == 0)
+                share_write(&desk->placed, batch + 1);
+        }
+        stream_barrier(32 * warps); /* the counts go on from there */
+        counted = first + stream_count(cut, first);
+    }
 }
 
 /*
- * Credit as in send_push_block(). A row's flag is posted by the lane that had the engine store it, when the warp has its
- * next row under way: by then the store is over, or nearly so. What other lanes have stored beside the row comes before
- * the flag by the warp's barriers (X5).
+ * A pushing warp: a token of each batch. Credit as in send_push_block(). A row's flag is posted by the lane that had the
+ * engine store it. What other lanes have stored beside the row comes before the flag by the warp's barriers (X5).
  */
-__device__ inline void stream_tokens(const struct cuda_launch &l, const struct turn *turn,
-                                     const struct dispatch_send_args &send, const struct route_counts &counts,
-                                     struct route_token *token, struct bulk_stage *stage, struct post_office *office,
-                                     int block, int blocks)
+__device__ inline void stream_push(const struct cuda_launch &l, const struct turn *turn,
+                                   const struct dispatch_send_args &send, unsigned char *shared,
+                                   struct stream_desk *desk, const struct stream_cut &cut, struct bulk_stage *stage)
 {
-    struct route_input in = send_routes(l, turn, send);
-    int32_t lane = (int32_t)threadIdx.x & 31, warp = (int32_t)threadIdx.x / 32, counted = 0;
-    int32_t threads = (int32_t)blockDim.x - 32, size = stream_batch(send.tokens, blocks, l.plan.stages);
-    uint64_t *flag = NULL; /* of the row that this lane has had stored before */
-    for (int32_t first = block * size; first < send.tokens; first += blocks * size) {
-        int32_t left = send.tokens - first, count = left < size ? left : size;
-        route_each(in, counted, first, threads, [&](const struct route &r) { route_count(in, counts, r); });
-        stream_barrier();
-        if (warp == threads / 32 - 1)
-            place_tokens(in, counts, first, count, token);
-        stream_barrier();
-        counted = first + count;
-        if (warp >= count)
+    int32_t lane = (int32_t)threadIdx.x & 31, warp = (int32_t)threadIdx.x / 32;
+    struct post_pending pending = post_nothing();
+    uint32_t batch = 0;
+    for (int32_t first = cut.begin; first < cut.tokens; first += cut.step, batch++) {
+        const struct route_token *token = stream_places(l, shared, batch) + warp;
+        if (warp >= stream_count(cut, first))
             continue;
-        stream_token(l, turn, send, &token[warp], first + warp, stage);
-        bulk_settle();
-        post_flags(office, flag);
-        flag = lane < token[warp].destinations ? destination_flag(l, turn, &token[warp], lane) : NULL;
+        while (share_read(&desk->placed) <= batch)
+            __nanosleep(50);
+        __syncwarp();
+        uint32_t flag = lane < token->destinations ? post_flag(token->rank[lane], (size_t)token->row[lane]) : ~0u;
+        stream_token(l, turn, send, token, first + warp, stage);
+        __syncwarp();
+        if (lane == 0)
+            share_write(&desk->taken[warp], batch + 1);
+        post_later(&desk->office, &pending, flag);
     }
-    if (warp >= l.plan.stages)
-        return;
     bulk_close(stage);
-    post_flags(office, flag);
-    post_close(office);
+    post_close(&desk->office, &pending);
 }
 
-/* As many warps push as there are stages; the last of the block is the postman, and the one before it places. */
 template <bool FT>
 __device__ inline void send_stream_block(const struct cuda_launch &l, const struct turn *turn,
                                          const struct dispatch_send_args &send, const struct route_counts &counts,
                                          unsigned char *shared, int block, int blocks)
 {
     __shared__ uint64_t barriers[OPERATIONS_MAX_THREADS / 32];
-    __shared__ struct post_office office;
+    __shared__ struct stream_desk desk;
     int32_t warp = (int32_t)threadIdx.x / 32, stage_bytes = l.plan.stage_bytes;
-    struct bulk_stage stage;
-    post_open(&office, l.plan.stages);
+    struct stream_cut cut = stream_cut(send.tokens, l.plan.stages, block, blocks);
+    post_open(&desk.office, l.plan.stages);
+    if (threadIdx.x < OPERATIONS_MAX_THREADS / 32)
+        desk.taken[threadIdx.x] = 0;
+    if (threadIdx.x == 0)
+        desk.placed = 0;
     if (!place_first<FT>(l, turn, send_routes(l, turn, send), counts))
         return;
     if (warp == (int32_t)blockDim.x / 32 - 1) {
-        post_deliver(&office, turn->stamp);
-        return;
-    }
-    if (warp < l.plan.stages)
+        post_deliver(turn, &desk.office, l.shape.row_flag);
+    } else if (warp >= l.plan.stages) {
+        stream_place(l, turn, send, counts, shared, &desk, cut);
+    } else {
+        struct bulk_stage stage;
         bulk_open(&stage, shared + l.plan.batch_bytes + warp * stage_bytes, (uint32_t)stage_bytes, &barriers[warp]);
-    stream_tokens(l, turn, send, counts, (struct route_token *)shared, &stage, &office, block, blocks);
+        stream_push(l, turn, send, shared, &desk, cut, &stage);
+    }
 }
 
 #endif

@@ -3,39 +3,62 @@
  * Flags that many warps of a block want raised. A release waits for every store of the multiprocessor that is under way,
  * and while rows stream there are always some: with a release for each row the warps would spend their time on those. So
  * they post their flags, and one warp, the block's postman, fences for all that it finds and then stores them.
+ *
+ * Warps of one block wait for each other here, without a deadline: none of them waits for a peer meanwhile.
  */
 #ifndef CUDA_POST_CUH
 #define CUDA_POST_CUH
 
-#include "kernels/cuda/memory.cuh"
+#include "kernels/cuda/bulk.cuh"
+#include "kernels/cuda/region.cuh"
 
-enum { POST_BOXES = 32 }; /* one for each warp of a block, which has no more */
+enum { POST_WARPS = 32, POST_BOXES = 2, POST_RANK_SHIFT = 24 };
 
 /* A flag for each lane. In shared memory. */
 struct post_box {
-    uint64_t *flag[32]; /* NULL: none */
-    uint32_t full; /* since the owner filled it, until the postman has emptied it */
+    uint32_t flag[32]; /* rank << POST_RANK_SHIFT | index in the array of flags; all ones: none */
+    uint32_t full; /* since a warp filled it, until the postman has emptied it */
 };
 
 struct post_office {
-    struct post_box box[POST_BOXES];
+    struct post_box box[POST_BOXES][POST_WARPS];
     uint32_t open; /* warps that may still post */
 };
+
+/* What one warp has yet to post: flags of rows whose stores were begun last, and of those before. Of a lane. */
+struct post_pending {
+    uint32_t older, last;
+    uint32_t posted; /* so far */
+};
+
+static_assert(((uint64_t)MUSTER_MAX_RANKS << POST_RANK_SHIFT) <= UINT64_C(1) << 32 &&
+                  (uint64_t)MUSTER_MAX_RANKS * 65536 <= UINT64_C(1) << POST_RANK_SHIFT,
+              "a rank, and the index of any row, must fit");
+
+__device__ __forceinline__ uint32_t post_flag(int rank, size_t index)
+{
+    return (uint32_t)rank << POST_RANK_SHIFT | (uint32_t)index;
+}
+
+__device__ __forceinline__ struct post_pending post_nothing()
+{
+    return {~0u, ~0u, 0};
+}
 
 /* Once, by all threads of the block, before a barrier. */
 __device__ __forceinline__ void post_open(struct post_office *office, int warps)
 {
-    if (threadIdx.x < POST_BOXES)
-        office->box[threadIdx.x].full = 0;
+    for (int i = threadIdx.x; i < POST_BOXES * POST_WARPS; i += blockDim.x)
+        office->box[i / POST_WARPS][i % POST_WARPS].full = 0;
     if (threadIdx.x == 0)
         office->open = (uint32_t)warps;
 }
 
-/* What this lane's flag (NULL: none) tells of is stored, and known to be stored by this lane. The whole warp. */
-__device__ inline void post_flags(struct post_office *office, uint64_t *flag)
+/* What the lanes' flags tell of is stored, and known to be stored by this warp. */
+__device__ inline void post_flags(struct post_office *office, struct post_pending *pending, uint32_t flag)
 {
-    struct post_box *box = &office->box[threadIdx.x / 32];
-    while (share_read(&box->full)) /* the postman waits for stores, which end */
+    struct post_box *box = &office->box[pending->posted++ % POST_BOXES][threadIdx.x / 32];
+    while (share_read(&box->full))
         __nanosleep(50);
     __syncwarp();
     box->flag[threadIdx.x & 31] = flag;
@@ -44,40 +67,68 @@ __device__ inline void post_flags(struct post_office *office, uint64_t *flag)
         share_write(&box->full, 1);
 }
 
-/* The warp posts no more. */
-__device__ __forceinline__ void post_close(struct post_office *office)
+/*
+ * The warp has begun to store another row, whose flag this is; posts that of the second before, whose store is over by then,
+ * or nearly so.
+ */
+__device__ inline void post_later(struct post_office *office, struct post_pending *pending, uint32_t flag)
 {
-    __syncwarp();
+    bulk_settle();
+    if (__any_sync(~0u, pending->older != ~0u))
+        post_flags(office, pending, pending->older);
+    pending->older = pending->last;
+    pending->last = flag;
+}
+
+/* All that the warp has stored is stored, and it posts no more. */
+__device__ inline void post_close(struct post_office *office, struct post_pending *pending)
+{
+    post_flags(office, pending, pending->older);
+    post_flags(office, pending, pending->last);
     if ((threadIdx.x & 31) == 0)
         share_add(&office->open, ~0u);
 }
 
-/*
- * The postman's round, until all warps have closed. X5: whoever posted a flag had stored what it tells of; that happened
- * before this warp saw the box full, the fence comes after that, and the flag after the fence.
- */
-__device__ inline void post_deliver(struct post_office *office, uint64_t stamp)
+/* By all lanes of the postman: raises what is in the boxes. False: there was nothing. */
+__device__ inline bool post_empty(const struct turn *turn, struct post_office *office, uint64_t flags)
 {
     int lane = threadIdx.x & 31;
+    bool full[POST_BOXES], any = false;
+    for (int i = 0; i < POST_BOXES; i++)
+        any = (full[i] = share_read(&office->box[i][lane].full)) || any;
+    if (!__any_sync(~0u, any))
+        return false;
+    __threadfence_system();
+    for (int i = 0; i < POST_BOXES; i++)
+        for (unsigned left = __ballot_sync(~0u, full[i]); left; left &= left - 1) {
+            uint32_t flag = office->box[i][__ffs(left) - 1].flag[lane];
+            if (flag != ~0u)
+                word_store((uint64_t *)region_at(turn, (int)(flag >> POST_RANK_SHIFT), flags) +
+                               (flag & ((1u << POST_RANK_SHIFT) - 1)),
+                           turn->stamp);
+        }
+    __syncwarp();
+    for (int i = 0; i < POST_BOXES; i++)
+        if (full[i])
+            share_write(&office->box[i][lane].full, 0);
+    return true;
+}
+
+/*
+ * The postman's rounds, until all warps have closed; `flags` is where the array of flags lies in every region. X5: whoever
+ * posted a flag had stored what it tells of; that happened before this warp saw the box full, the fence comes after that,
+ * and the flag after the fence.
+ */
+__device__ inline void post_deliver(const struct turn *turn, struct post_office *office, uint64_t flags)
+{
     for (;;) {
         bool open = share_read(&office->open) != 0; /* before the boxes: what was posted last is seen */
         __syncwarp();
-        bool full = share_read(&office->box[lane].full) != 0;
-        unsigned boxes = __ballot_sync(~0u, full);
-        if (!boxes && !__any_sync(~0u, open))
+        if (post_empty(turn, office, flags))
+            continue;
+        if (!__any_sync(~0u, open))
             return;
-        if (boxes)
-            __threadfence_system();
-        else
-            __nanosleep(100);
-        for (unsigned left = boxes; left; left &= left - 1) {
-            uint64_t *flag = office->box[__ffs(left) - 1].flag[lane];
-            if (flag)
-                word_store(flag, stamp);
-        }
-        __syncwarp();
-        if (full)
-            share_write(&office->box[lane].full, 0);
+        __nanosleep(100);
     }
 }
 

@@ -60,7 +60,8 @@ __device__ __forceinline__ int route_lanes(int32_t topk)
     return topk <= 1 ? 1 : 1 << (32 - __clz(topk - 1));
 }
 
-/* What the lane makes of an id, and of those in the lanes before it that have routes of the same token. */
+/* What the lane makes of an id, and of those in the lanes before it that have routes of the same token. AGAIN: also that. */
+template <bool AGAIN>
 __device__ __forceinline__ struct route route_look(const struct route_input &in, int32_t token, int32_t k, int64_t id,
                                                    int lanes)
 {
@@ -74,27 +75,28 @@ __device__ __forceinline__ struct route route_look(const struct route_input &in,
     }
 #pragma unroll 1
     for (int before = 1; before < lanes; before++) {
-        int32_t rank = __shfl_up_sync(~0u, r.rank, before, lanes), same = __shfl_up_sync(~0u, slot, before, lanes);
-        if (before > k)
-            continue;
-        r.first = r.first && rank != r.rank;
-        r.again = r.again || (exists && same == slot);
+        int32_t rank = __shfl_up_sync(~0u, r.rank, before, lanes);
+        r.first = r.first && (before > k || rank != r.rank);
+        if (AGAIN) {
+            int32_t same = __shfl_up_sync(~0u, slot, before, lanes);
+            r.again = r.again || (exists && before <= k && same == slot);
+        }
     }
     return r;
 }
 
 /*
- * Calls visit(route) for every route of the tokens from `begin` to before `end`, by a group of threads, warps in step. The
- * ids of several visits are loaded at once.
+ * Calls visit(route) for every route of the tokens from `begin` to before `end`, by so many warps, of which this
+ * one is `warp`. The ids of several visits are loaded at once.
  */
-template <typename Visit>
-__device__ __forceinline__ void route_each(const struct route_input &in, int32_t begin, int32_t end, int32_t threads,
-                                           Visit visit)
+template <bool AGAIN, typename Visit>
+__device__ __forceinline__ void route_each(const struct route_input &in, int32_t begin, int32_t end, int32_t warp,
+                                           int32_t warps, Visit visit)
 {
     enum { FLIGHT = 4 };
     int lanes = route_lanes(in.topk), lane = threadIdx.x & 31, group = lane / lanes;
-    int32_t k = lane % lanes, tokens = 32 / lanes, step = threads / 32 * tokens;
-    for (int32_t base = begin + (int32_t)(threadIdx.x / 32) * tokens; base < end; base += FLIGHT * step) {
+    int32_t k = lane % lanes, tokens = 32 / lanes, step = warps * tokens;
+    for (int32_t base = begin + warp * tokens; base < end; base += FLIGHT * step) {
         int64_t id[FLIGHT];
 #pragma unroll
         for (int n = 0; n < FLIGHT; n++) {
@@ -103,7 +105,7 @@ __device__ __forceinline__ void route_each(const struct route_input &in, int32_t
         }
 #pragma unroll 1
         for (int n = 0; n < FLIGHT && base + n * step < end; n++) {
-            visit(route_look(in, base + n * step + group, k, id[0], lanes));
+            visit(route_look<AGAIN>(in, base + n * step + group, k, id[0], lanes));
             id[0] = id[1]; /* so that the loop's body is there once */
             id[1] = id[2];
             id[2] = id[3];
@@ -135,7 +137,7 @@ __device__ inline void route_place(const struct route_input &in, const struct ro
                                    int64_t id, float weight, struct route_token *out)
 {
     int lane = threadIdx.x & 31;
-    struct route r = route_look(in, token, lane, id, route_lanes(in.topk));
+    struct route r = route_look<false>(in, token, lane, id, route_lanes(in.topk));
     unsigned firsts = __ballot_sync(~0u, r.first);
     if (lane < in.topk) {
         out->slot[lane] = r.slot;
