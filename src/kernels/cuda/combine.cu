@@ -108,8 +108,8 @@ static void plan_many(const struct exchange_shape *shape, int32_t shared_bytes, 
 }
 
 /*
- * Few tokens: senders read up to K rows for each that they send, so they get two thirds of the blocks. Many: both halves
- * move about the same.
+ * Few tokens: senders read up to K rows for each that they send, so they get two thirds of the blocks. Many: to
+ * send takes a little less than to add up.
  */
 struct cuda_plan combine_plan(const struct exchange_shape *shape, int32_t tokens, const struct cuda_limits *limits)
 {
@@ -118,7 +118,7 @@ struct cuda_plan combine_plan(const struct exchange_shape *shape, int32_t tokens
     bool streams = can_stream && plan_is_for_many(shape->tokens, limits);
     struct cuda_plan plan = {};
     plan.early = limits->early;
-    plan.receive_blocks = streams && blocks > 3 ? blocks / 2 : third;
+    plan.receive_blocks = streams && blocks > 3 ? blocks - blocks * 5 / 12 : third;
     plan.send_blocks = blocks > 3 ? blocks - plan.receive_blocks : 1;
     if (streams)
         plan_many(shape, limits->shared_bytes, &plan);

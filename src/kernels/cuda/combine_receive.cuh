@@ -96,7 +96,7 @@ __device__ __forceinline__ void add_up_token(const struct exchange_shape &shape,
     if (QUANTISED)
         return_add_up(shape, parts, to);
     else
-        sum_row(parts, shape.type, to, shape.result_bytes, threadIdx.x, blockDim.x);
+        sum_row(parts, shape.type, to, shape.result_bytes);
 }
 
 enum { ADD_TOKENS = 8 };

@@ -84,16 +84,19 @@ __device__ inline void find_parts(const struct combine_send_args &send, const st
     }
 }
 
-/* One warp finds out about row j of a rank, if it is there. What was stored is checked before it is used (X9). */
+/*
+ * One warp finds out about row j of a rank, if it is there, which is known as late as what lies beside it. That is checked
+ * before it is used (X9).
+ */
 __device__ inline void find_row(const struct cuda_launch &l, const struct turn *turn,
-                                const struct combine_send_args &send, int rank, int32_t j, int32_t rows,
-                                struct returned_row *out)
+                                const struct combine_send_args &send, int rank, int32_t j, struct returned_row *out)
 {
-    if ((threadIdx.x & 31) == 0)
-        out->there = j < rows;
-    if (j >= rows)
-        return;
     struct stored_row in = load_row(l, turn, received_row(l, rank, j));
+    bool there = j < l.own.rows_from[rank];
+    if ((threadIdx.x & 31) == 0)
+        out->there = there;
+    if (!there)
+        return;
     bool good = in.token >= 0 && in.token < l.shape.tokens && in.slot >= -1 && in.slot < l.shape.slots;
     good = __all_sync(~0u, good && in.index >= 0 && in.index < l.shape.ranks * l.shape.tokens);
     if (good && l.shape.expert_major)
@@ -125,7 +128,7 @@ __device__ __forceinline__ void return_parts(const struct exchange_shape &shape,
     if (QUANTISED)
         return_sum(shape, parts, to);
     else
-        sum_row(parts, shape.type, to, shape.result_bytes, threadIdx.x, blockDim.x);
+        sum_row(parts, shape.type, to, shape.result_bytes);
 }
 
 template <bool QUANTISED>
@@ -202,9 +205,10 @@ __device__ inline void send_rows_home(const struct cuda_launch &l, const struct 
     for (int32_t first = block; first < all; first += ahead * blocks) {
         int32_t mine = first + warp * blocks;
         __syncthreads(); /* the rows before are returned */
-        if (warp < ahead)
-            find_row(l, turn, send, mine % ranks, mine / ranks, mine < all ? l.own.rows_from[mine % ranks] : 0,
-                     &rows[warp]);
+        if (warp < ahead && mine < all)
+            find_row(l, turn, send, mine % ranks, mine / ranks, &rows[warp]);
+        else if (warp < ahead)
+            rows[warp].there = 0;
         __syncthreads();
         for (int32_t n = 0; n < ahead; n += RETURN_BATCH)
             if (!return_batch<QUANTISED>(l, turn, send, first + n * blocks, blocks, &rows[n]))

@@ -129,8 +129,7 @@ __device__ inline void stream_receive_block(const struct cuda_launch &l, const s
         find_token(l, turn, token, parts);
         if (!stream_await<FT>(l, turn, token)) /* its barrier shows the parts to all lanes */
             return;
-        sum_row(parts, l.shape.type, args.out + (size_t)token * l.shape.result_bytes, l.shape.result_bytes,
-                threadIdx.x & 31, 32);
+        sum_row_of(l.shape.type, parts, args.out + (size_t)token * l.shape.result_bytes, l.shape.result_bytes);
         __syncwarp();
     }
 }

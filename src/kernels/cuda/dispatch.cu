@@ -17,27 +17,34 @@ struct dispatch_work {
 /* See cuda_plan. */
 extern __shared__ __align__(128) unsigned char dispatch_shared[];
 
-template <bool FT> static __device__ void dispatch_block(const struct dispatch_work &w, const struct turn *turn)
+template <bool FT, bool STREAMS>
+static __device__ void dispatch_block(const struct dispatch_work &w, const struct turn *turn)
 {
     const struct cuda_plan &plan = w.launch.plan;
     int block = (int)blockIdx.x, receiver = plan.shares ? block : block - plan.send_blocks;
     if (block < plan.send_blocks)
-        send_block<FT>(w.launch, turn, w.send, dispatch_shared, block);
+        send_block<FT, STREAMS>(w.launch, turn, w.send, dispatch_shared, block);
     if (plan.shares)
         __syncthreads(); /* the shared memory has another use now */
     if (receiver >= 0 && receiver < plan.receive_blocks)
         receive_block<FT>(w.launch, turn, w.receive, dispatch_shared, receiver, plan.receive_blocks);
 }
 
-template <bool FT>
+/* Kernels of their own, so that few tokens do not pay for what many need. */
+template <bool FT, bool STREAMS>
 static __global__ void __launch_bounds__(OPERATIONS_MAX_THREADS)
     dispatch_kernel(const __grid_constant__ struct dispatch_work w)
 {
     __shared__ struct turn turn;
     if (turn_enter<FT>(w.launch, w.operation, &turn))
-        dispatch_block<FT>(w, &turn);
+        dispatch_block<FT, STREAMS>(w, &turn);
     turn_leave<FT>(w.launch, w.operation, &turn);
 }
+
+typedef void dispatch_function(const struct dispatch_work);
+
+static dispatch_function *const dispatch_kernels[2][2] = {{dispatch_kernel<false, false>, dispatch_kernel<false, true>},
+                                                          {dispatch_kernel<true, false>, dispatch_kernel<true, true>}};
 
 /* So many stages as fit behind the tables, each for a row of the longest array if that is not too long. */
 static void plan_stages(const struct exchange_shape *shape, int32_t shared_bytes, struct cuda_plan *plan)
@@ -94,8 +101,12 @@ struct cuda_plan dispatch_plan(const struct exchange_shape *shape, int32_t token
 
 cudaError_t dispatch_prepare(int ordinal, int32_t *shared_bytes)
 {
-    cudaError_t error = launch_prepare((const void *)dispatch_kernel<true>, ordinal, shared_bytes);
-    return error == cudaSuccess ? launch_prepare((const void *)dispatch_kernel<false>, ordinal, shared_bytes) : error;
+    for (int i = 0; i < 4; i++) {
+        cudaError_t error = launch_prepare((const void *)dispatch_kernels[i / 2][i % 2], ordinal, shared_bytes);
+        if (error != cudaSuccess)
+            return error;
+    }
+    return cudaSuccess;
 }
 
 static enum turn_operation dispatch_operation(bool sends, bool receives)
@@ -119,5 +130,5 @@ cudaError_t dispatch_launch(const struct cuda_launch *launch, const struct dispa
         w.receive = *receive;
     else
         w.launch.plan.receive_blocks = 0;
-    return launch_kernel(ft ? dispatch_kernel<true> : dispatch_kernel<false>, w.launch.plan, stream, w);
+    return launch_kernel(dispatch_kernels[ft][launch->plan.streams], w.launch.plan, stream, w);
 }

@@ -74,8 +74,10 @@ __device__ inline void place_tokens(const struct route_input &in, const struct r
         }
 #pragma unroll
         for (int n = 0; n < FLIGHT; n++)
-            if (begin + n < count)
-                route_place(in, counts, first + begin + n, id[n], weight[n], &token[begin + n]);
+            if (begin + n < count) {
+                route_read(in, first + begin + n, id[n], weight[n], &token[begin + n]);
+                route_place(in, counts, &token[begin + n]);
+            }
     }
 }
 

@@ -217,28 +217,32 @@ __device__ inline bool accept_row(const struct cuda_launch &l, const struct turn
     return false;
 }
 
-/* Waits for row j of a rank and reads what came with it. False: the step is void. */
+/* Waits for row j of a rank. False: the step is void. */
 template <bool FT>
-__device__ inline bool await_row(const struct cuda_launch &l, const struct turn *turn, const struct receiving *r,
-                                 int rank, int32_t j, struct arrived_row *in)
+__device__ inline bool await_row(const struct cuda_launch &l, const struct turn *turn, int rank, size_t row)
+{
+    bool come = true;
+    if ((threadIdx.x & 31) == 0) {
+        const uint64_t *flag = (const uint64_t *)region_at(turn, turn->rank, l.shape.row_flag) + row;
+        come = wait_flag<FT>(l, turn, {flag, turn->stamp, rank, MUSTER_PHASE_DISPATCH});
+    }
+    come = __shfl_sync(~0u, come, 0);
+    __syncwarp(); /* what the flag's reader may see, its whole warp may see */
+    return come;
+}
+
+/* Reads what came with it. */
+__device__ inline struct arrived_row read_row(const struct cuda_launch &l, const struct turn *turn, size_t row)
 {
     const struct exchange_shape &shape = l.shape;
     int lane = threadIdx.x & 31;
-    in->row = row_at(shape, rank, j);
-    bool come = true;
-    if (lane == 0) {
-        const uint64_t *flag = (const uint64_t *)region_at(turn, turn->rank, shape.row_flag) + in->row;
-        come = wait_flag<FT>(l, turn, {flag, turn->stamp, rank, MUSTER_PHASE_DISPATCH});
-    }
-    if (!__shfl_sync(~0u, come, 0))
-        return false;
-    __syncwarp(); /* what the flag's reader may see, its whole warp may see */
-    size_t route = in->row * (size_t)shape.topk + (size_t)lane;
+    size_t route = row * (size_t)shape.topk + (size_t)lane;
     bool has = lane < shape.topk;
-    in->token = ((const volatile int32_t *)region_at(turn, turn->rank, shape.row_token))[in->row];
-    in->slot = has ? ((const volatile int32_t *)region_at(turn, turn->rank, shape.row_slot))[route] : -1;
-    in->index = has ? ((const volatile int32_t *)region_at(turn, turn->rank, shape.row_index))[route] : 0;
-    return accept_row(l, turn, r, rank, in);
+    struct arrived_row in = {row, 0, -1, 0};
+    in.token = ((const volatile int32_t *)region_at(turn, turn->rank, shape.row_token))[row];
+    in.slot = has ? ((const volatile int32_t *)region_at(turn, turn->rank, shape.row_slot))[route] : -1;
+    in.index = has ? ((const volatile int32_t *)region_at(turn, turn->rank, shape.row_index))[route] : 0;
+    return in;
 }
 
 __device__ __forceinline__ void write_source(int32_t *source, size_t row, int rank, int32_t token)
@@ -265,10 +269,21 @@ __device__ __forceinline__ bool worth_bulk(const void *to, size_t bytes)
 
 /* ------------------------------------------------------------------------------------------- expert-major: row by row */
 
-/* A row's arrays to a row of the output for each lane with a route. What the lane's route is, combine must know too. */
+/* Whether the hidden states go through the stage, in one piece. */
+__device__ __forceinline__ bool begins_early(const struct cuda_launch &l, const struct dispatch_receive_args &args,
+                                             const struct bulk_stage *stage)
+{
+    size_t bytes = l.shape.array[0].row_bytes;
+    return args.output[0] && bytes <= stage->bytes && worth_bulk(args.output[0], bytes);
+}
+
+/*
+ * A row's arrays to a row of the output for each lane with a route; `begun`: the first is on its way into the stage. What row
+ * the lane's route has, combine must know too.
+ */
 __device__ inline void fan_out_row(const struct cuda_launch &l, const struct turn *turn,
                                    const struct dispatch_receive_args &args, const struct receiving *r, int rank,
-                                   const struct arrived_row *in, struct bulk_stage *stage)
+                                   const struct arrived_row *in, bool begun, struct bulk_stage *stage)
 {
     int lane = threadIdx.x & 31;
     bool routed = in->slot >= 0;
@@ -280,16 +295,43 @@ __device__ inline void fan_out_row(const struct cuda_launch &l, const struct tur
         unsigned char *to = routed ? args.output[a] + row * bytes : NULL;
         if (!args.output[a])
             continue;
-        if (worth_bulk(args.output[a], bytes))
+        if (a == 0 && begun) {
+            bulk_wait(stage);
+            bulk_store(stage, to, (uint32_t)bytes);
+        } else if (worth_bulk(args.output[a], bytes)) {
             bulk_move(stage, from, bytes, to);
-        else
+        } else {
             spread_row(from, bytes, to);
+        }
     }
     if (routed && args.source)
         write_source(args.source, row, rank, in->token);
     if (routed)
         ((int32_t *)region_at(turn, turn->rank, l.shape.row_index))[in->row * (size_t)l.shape.topk + (size_t)lane] =
             index;
+}
+
+/* One row. What lies beside it is read while the row itself is being loaded. False: the step is void. */
+template <bool FT>
+__device__ inline bool receive_row(const struct cuda_launch &l, const struct turn *turn,
+                                   const struct dispatch_receive_args &args, const struct receiving *r, int rank,
+                                   int32_t j, struct bulk_stage *stage)
+{
+    size_t row = row_at(l.shape, rank, j), bytes = l.shape.array[0].row_bytes;
+    bool early = begins_early(l, args, stage);
+    if (!await_row<FT>(l, turn, rank, row))
+        return false;
+    if (early) {
+        bulk_reuse();
+        bulk_load(stage, region_at(turn, turn->rank, l.shape.array[0].offset) + row * bytes, (uint32_t)bytes);
+    }
+    struct arrived_row in = read_row(l, turn, row);
+    bool good = accept_row(l, turn, r, rank, &in);
+    if (good)
+        fan_out_row(l, turn, args, r, rank, &in, early, stage);
+    else if (early)
+        bulk_wait(stage);
+    return good;
 }
 
 /* Rows 0 of all ranks, rows 1 of all ranks, and so on, handed to all receiving blocks in turn, then to their next warps. */
@@ -301,12 +343,8 @@ __device__ inline void receive_rows(const struct cuda_launch &l, const struct tu
     int32_t warps = l.plan.stages, ranks = turn->ranks, all = r->most_rows * ranks; /* at most 2^23 */
     for (int32_t i = (int32_t)threadIdx.x / 32 * blocks + block; i < all; i += blocks * warps) {
         int32_t rank = i % ranks, j = i / ranks;
-        struct arrived_row in;
-        if (j >= r->rows[rank])
-            continue;
-        if (!await_row<FT>(l, turn, r, rank, j, &in))
+        if (j < r->rows[rank] && !receive_row<FT>(l, turn, args, r, rank, j, stage))
             return;
-        fan_out_row(l, turn, args, r, rank, &in, stage);
     }
 }
 

@@ -117,8 +117,8 @@ __device__ inline bool send_plan(const struct cuda_launch &l, const struct turn 
     return true;
 }
 
-/* The first block plans, and then pushes like the others if the plan has no block to spare for that. */
-template <bool FT>
+/* The first block plans, and then pushes like the others if rows are streamed, since that takes few blocks. */
+template <bool FT, bool STREAMS>
 __device__ inline void send_block(const struct cuda_launch &l, const struct turn *turn,
                                   const struct dispatch_send_args &send, unsigned char *shared, int block)
 {
@@ -126,7 +126,7 @@ __device__ inline void send_block(const struct cuda_launch &l, const struct turn
     int blocks = l.plan.send_blocks;
     if (block == 0 && !send_plan(l, turn, send, counts))
         return;
-    if (l.plan.streams)
+    if (STREAMS)
         send_stream_block<FT>(l, turn, send, counts, shared + l.plan.table_bytes, block, blocks);
     else if (block > 0)
         send_push_block<FT>(l, turn, send, counts, block - 1, blocks - 1);

@@ -116,7 +116,22 @@ __device__ inline void stream_await_taken(struct stream_desk *desk, int32_t warp
     __syncwarp();
 }
 
-/* The placing warps: count the tokens of other blocks, all together, and then one of them places the block's own. */
+/* What can be known of the tokens of a batch by themselves, a warp for each. */
+__device__ inline void stream_read(const struct route_input &in, int32_t first, int32_t count, int32_t warp,
+                                   int32_t warps, struct route_token *token)
+{
+    int32_t lane = (int32_t)threadIdx.x & 31;
+    for (int32_t n = warp; n < count; n += warps) {
+        bool there = lane < in.topk;
+        route_read(in, first + n, there ? route_id(in, first + n, lane) : -1,
+                   there ? route_weight(in, first + n, lane) : 0.0f, &token[n]);
+    }
+}
+
+/*
+ * The placing warps: all of them count the tokens of other blocks and read the block's own; then one of them gives those
+ * their places, which takes one after the other, but not long.
+ */
 __device__ inline void stream_place(const struct cuda_launch &l, const struct turn *turn,
                                     const struct dispatch_send_args &send, const struct route_counts &counts,
                                     unsigned char *shared, struct stream_desk *desk, const struct stream_cut &cut)
@@ -126,16 +141,18 @@ __device__ inline void stream_place(const struct cuda_launch &l, const struct tu
     int32_t counted = 0;
     uint32_t batch = 0;
     for (int32_t first = cut.begin; first < cut.tokens; first += cut.step, batch++) {
+        struct route_token *token = stream_places(l, shared, batch);
+        int32_t count = stream_count(cut, first);
+        stream_await_taken(desk, cut.size, batch);
+        stream_read(in, first, count, warp, warps, token);
         route_each<false>(in, counted, first, warp, warps, [&](const struct route &r) { route_count(in, counts, r); });
         stream_barrier(32 * warps);
-        if (warp == 0) {
-            stream_await_taken(desk, cut.size, batch);
-            place_tokens(in, counts, first, stream_count(cut, first), stream_places(l, shared, batch));
-            if ((threadIdx.x & 31) == 0)
-                share_write(&desk->placed, batch + 1);
-        }
+        for (int32_t n = 0; warp == 0 && n < count; n++)
+            route_place(in, counts, &token[n]);
+        if (warp == 0 && (threadIdx.x & 31) == 0)
+            share_write(&desk->placed, batch + 1);
         stream_barrier(32 * warps); /* the counts go on from there */
-        counted = first + stream_count(cut, first);
+        counted = first + count;
     }
 }
 

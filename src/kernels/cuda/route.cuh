@@ -132,25 +132,33 @@ struct route_token {
     int32_t row[MUSTER_EP_MAX_TOPK]; /* where the row goes, there */
 };
 
-/* Takes a token's places from the counts over all tokens before it, and counts it. One warp; a lane is a route. */
-__device__ inline void route_place(const struct route_input &in, const struct route_counts &counts, int32_t token,
-                                   int64_t id, float weight, struct route_token *out)
+/* What can be known of a token without the tokens before it. One warp; a lane is a route. */
+__device__ inline void route_read(const struct route_input &in, int32_t token, int64_t id, float weight,
+                                  struct route_token *out)
 {
     int lane = threadIdx.x & 31;
     struct route r = route_look<false>(in, token, lane, id, route_lanes(in.topk));
     unsigned firsts = __ballot_sync(~0u, r.first);
     if (lane < in.topk) {
         out->slot[lane] = r.slot;
-        out->index[lane] = r.slot >= 0 && in.counts_slots ? counts.slot[r.slot]++ : 0;
         out->weight[lane] = r.slot < 0 ? 0.0f : weight;
     }
-    if (r.first) {
-        int i = __popc(firsts & ((1u << lane) - 1));
-        out->rank[i] = r.rank;
-        out->row[i] = counts.rank[r.rank]++;
-    }
+    if (r.first)
+        out->rank[__popc(firsts & ((1u << lane) - 1))] = r.rank;
     if (lane == 0)
         out->destinations = __popc(firsts);
+    __syncwarp();
+}
+
+/* Takes the token's places from the counts over all tokens before it, and counts it. One warp. */
+__device__ inline void route_place(const struct route_input &in, const struct route_counts &counts,
+                                   struct route_token *out)
+{
+    int lane = threadIdx.x & 31;
+    if (lane < out->destinations)
+        out->row[lane] = counts.rank[out->rank[lane]]++;
+    if (lane < in.topk)
+        out->index[lane] = in.counts_slots && out->slot[lane] >= 0 ? counts.slot[out->slot[lane]]++ : 0;
     __syncwarp(); /* the next token counts on from here */
 }
 

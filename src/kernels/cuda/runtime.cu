@@ -45,8 +45,7 @@ static __global__ void __launch_bounds__(MOST_THREADS) sum_rows_kernel(struct ru
         parts.aligned = true;
     }
     __syncthreads();
-    sum_row(&parts, s.type, (unsigned char *)s.to + (size_t)blockIdx.x * s.row_bytes, s.row_bytes, (int)threadIdx.x,
-            (int)blockDim.x);
+    sum_row(&parts, s.type, (unsigned char *)s.to + (size_t)blockIdx.x * s.row_bytes, s.row_bytes);
 }
 
 /* As many threads, in whole warps, as leave every thread with the same number of goes at its `bytes`. */

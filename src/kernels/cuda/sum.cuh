@@ -123,13 +123,56 @@ __device__ inline uint4 sum_pieces_of(enum exchange_type type, const struct sum_
     }
 }
 
-/* Adds the parts up to one row of `bytes`, by a group of threads. */
-__device__ inline void sum_row(const struct sum_parts *parts, enum exchange_type type, unsigned char *to, size_t bytes,
-                               int thread, int threads)
+/* Adds the parts up to one row of `bytes`, by all threads of a block. */
+__device__ inline void sum_row(const struct sum_parts *parts, enum exchange_type type, unsigned char *to, size_t bytes)
 {
     bool aligned = copy_width(copy_bits(to)) == 16;
-    for (size_t at = (size_t)thread * SUM_PIECE; at < bytes; at += (size_t)threads * SUM_PIECE)
+    for (size_t at = (size_t)threadIdx.x * SUM_PIECE; at < bytes; at += (size_t)blockDim.x * SUM_PIECE)
         sum_store(to + at, sum_pieces_of(type, parts, at), aligned);
+}
+
+/*
+ * The same by a warp that has nobody beside it to hide what loads take: each lane has two pieces under way, of up to four
+ * parts each.
+ */
+template <enum exchange_type TYPE>
+__device__ inline void sum_row_by_warp(const struct sum_parts *parts, unsigned char *to, size_t bytes)
+{
+    enum { PIECES = 2, STEP = 32 * SUM_PIECE };
+    bool aligned = copy_width(copy_bits(to)) == 16;
+    for (size_t first = (threadIdx.x & 31) * SUM_PIECE; first < bytes; first += PIECES * STEP) {
+        float total[PIECES][8] = {};
+        for (int begin = 0; begin < parts->count; begin += SUM_FLIGHT) {
+            uint4 piece[PIECES][SUM_FLIGHT];
+#pragma unroll
+            for (int i = 0; i < SUM_FLIGHT; i++)
+#pragma unroll
+                for (int n = 0; n < PIECES; n++)
+                    if (begin + i < parts->count && first + n * STEP < bytes)
+                        piece[n][i] = sum_load(parts->row[begin + i] + first + n * STEP, parts->aligned);
+#pragma unroll
+            for (int i = 0; i < SUM_FLIGHT; i++)
+#pragma unroll
+                for (int n = 0; n < PIECES; n++)
+                    if (begin + i < parts->count)
+                        sum_add<TYPE>(total[n], piece[n][i], parts->weight[begin + i]);
+        }
+#pragma unroll
+        for (int n = 0; n < PIECES; n++)
+            if (first + n * STEP < bytes)
+                sum_store(to + first + n * STEP, sum_round<TYPE>(total[n]), aligned);
+    }
+}
+
+/* The row of a warp's own token, in whatever type. */
+__device__ inline void sum_row_of(enum exchange_type type, const struct sum_parts *parts, unsigned char *to,
+                                  size_t bytes)
+{
+    switch (type) {
+    case EXCHANGE_BF16: sum_row_by_warp<EXCHANGE_BF16>(parts, to, bytes); return;
+    case EXCHANGE_FP16: sum_row_by_warp<EXCHANGE_FP16>(parts, to, bytes); return;
+    default: sum_row_by_warp<EXCHANGE_FP32>(parts, to, bytes);
+    }
 }
 
 #endif

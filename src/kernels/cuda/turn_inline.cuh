@@ -81,16 +81,25 @@ __device__ inline muster_reason turn_admission(const struct cuda_launch &l, enum
     return turn_begins_pair(operation) || turn->exchange.pair.epoch == epoch ? MUSTER_REASON_NONE : MUSTER_REASON_EPOCH;
 }
 
-/* Copies what the block must know, by the lanes of a warp: one after the other the loads would take many times as long. */
-__device__ inline void turn_copy(const struct cuda_launch &l, struct turn *turn)
+/* By the lanes of a warp: one after the other the loads would take many times as long. */
+__device__ __forceinline__ void turn_copy(void *to, const void *from, size_t bytes)
 {
-    int lane = threadIdx.x & 31;
-    auto copy = [lane](void *to, const void *from, size_t bytes) {
-        for (size_t i = (size_t)lane; i < bytes / sizeof(uint64_t); i += 32)
-            ((volatile uint64_t *)to)[i] = ((const volatile uint64_t *)from)[i];
-    };
-    copy(&turn->control, l.control, offsetof(struct cuda_control, view.peers) + (size_t)l.shape.ranks * sizeof(void *));
-    copy(&turn->exchange, l.exchange, sizeof(turn->exchange));
+    for (size_t i = threadIdx.x & 31; i < bytes / sizeof(uint64_t); i += 32)
+        ((volatile uint64_t *)to)[i] = ((const volatile uint64_t *)from)[i];
+}
+
+/* What stays as it is while a block is inside the gate. */
+__device__ inline void turn_copy_view(const struct cuda_launch &l, struct turn *turn)
+{
+    turn_copy(&turn->control.view, &l.control->view,
+              offsetof(struct cuda_view, peers) + (size_t)l.shape.ranks * sizeof(void *));
+}
+
+/* What the kernel before may have changed. */
+__device__ inline void turn_copy_state(const struct cuda_launch &l, struct turn *turn)
+{
+    turn_copy(&turn->control, l.control, offsetof(struct cuda_control, view));
+    turn_copy(&turn->exchange, l.exchange, sizeof(turn->exchange));
 }
 
 template <bool FT>
@@ -129,20 +138,35 @@ __device__ __forceinline__ void turn_await_stream()
 #endif
 }
 
+/* All blocks of this kernel have their places, so those of the next may take what is left, and what becomes free. */
+__device__ __forceinline__ void turn_let_next_come()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+/*
+ * The gate comes first: it tells the epoch, which then stays, and its view with it. Whether the epoch is open, and has not
+ * failed, is asked again when the kernel before is over.
+ */
 template <bool FT>
 __device__ bool turn_enter(const struct cuda_launch &l, enum turn_operation operation, struct turn *turn)
 {
-    turn_await_stream();
     if (threadIdx.x < 32) {
         uint64_t gate = 0;
         if (threadIdx.x == 0)
             gate = FT ? word_add_acquire(&l.control->gate, 1) : word_look(&l.control->gate);
         __syncwarp();
-        turn_copy(l, turn);
+        turn_copy_view(l, turn);
+        turn_await_stream();
+        turn_copy_state(l, turn);
         __syncwarp();
         if (threadIdx.x == 0)
-            turn_begin<FT>(l, operation, turn, gate);
+            turn_begin<FT>(l, operation, turn, FT ? turn->control.gate : gate);
     }
+    turn_await_stream();
+    turn_let_next_come();
     __syncthreads();
     return turn->live;
 }
