@@ -43,17 +43,24 @@ __device__ __forceinline__ bool bulk_can(uintptr_t bits)
 }
 
 /*
- * Begins to load `bytes` (at most the stage's) that a peer has stored, and whose flag a thread of this warp has read: the
- * engine is a reader of its own, which a fence makes see what this thread sees. What was stored from the stage before has
- * left it (bulk_reuse()).
+ * The engine is a reader of its own: what this thread sees, because it has read a flag, the engine sees after this. Costs as
+ * much as the thread has stores under way; not needed for what was stored before the kernel began. The whole warp.
  */
+__device__ __forceinline__ void bulk_see()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("fence.proxy.async;" ::: "memory");
+#endif
+    __syncwarp();
+}
+
+/* Begins to load `bytes` (at most the stage's). What was stored from the stage before has left it (bulk_reuse()). */
 __device__ __forceinline__ void bulk_load(struct bulk_stage *stage, const unsigned char *from, uint32_t bytes)
 {
 #if __CUDA_ARCH__ >= 900
     if ((threadIdx.x & 31) != 0)
         return;
     uint32_t barrier = bulk_shared(stage->barrier);
-    asm volatile("fence.proxy.async;" ::: "memory");
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
                      bulk_shared(stage->memory)),
@@ -126,7 +133,6 @@ __device__ __forceinline__ void bulk_settle()
 {
 #if __CUDA_ARCH__ >= 900
     asm volatile("cp.async.bulk.wait_group 2;" ::: "memory");
-    asm volatile("fence.proxy.async;" ::: "memory");
 #endif
     __syncwarp();
 }
@@ -145,7 +151,6 @@ __device__ __forceinline__ void bulk_close(const struct bulk_stage *stage)
 {
 #if __CUDA_ARCH__ >= 900
     asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
-    asm volatile("fence.proxy.async;" ::: "memory");
     __syncwarp();
     if ((threadIdx.x & 31) == 0)
         asm volatile("mbarrier.inval.shared::cta.b64 [%0];" ::"r"(bulk_shared(stage->barrier)) : "memory");

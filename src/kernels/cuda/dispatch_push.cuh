@@ -202,7 +202,6 @@ __device__ inline void push_tokens(const struct cuda_launch &l, const struct tur
         if (l.shape.quantise)
             push_quantised(l, turn, &batch->token[n], send.input[0].data + (size_t)t * send.input[0].stride);
         push_routes(l, turn, &batch->token[n], t, threadIdx.x, blockDim.x);
-        push_keep(l, &batch->token[n], t, threadIdx.x, blockDim.x);
     }
     for (int array = l.shape.quantise ? 2 : 0; array < l.shape.arrays; array++)
         push_rows(l, turn, batch, send.input[array], array);
@@ -220,30 +219,19 @@ __device__ inline void push_flags(const struct cuda_launch &l, const struct turn
     }
 }
 
-/*
- * Credit to store rows here (X4): every active rank has raised its combine line of the pair before, which this rank's
- * combine waited for, and a rank raises that when the kernel that consumed its rows is over. The row's flag comes after
- * the row: all threads have stored their pieces before the barrier, and the flag is a release (X5).
- *
- * Blocks take batches in turn, so that rows go out in the order in which receivers wait for them; each counts the tokens
- * of all others as it comes by.
- */
-template <bool FT>
-__device__ inline void send_push_block(const struct cuda_launch &l, const struct turn *turn,
-                                       const struct dispatch_send_args &send, const struct route_counts &counts,
-                                       int block, int blocks)
+/* Tokens that a block takes at a time, at most: it counts those of the other blocks only so often. */
+enum { PUSH_TURN = 8 };
+
+/* Some tokens, a batch after the other; those before have been counted. */
+__device__ inline void push_turn(const struct cuda_launch &l, const struct turn *turn,
+                                 const struct dispatch_send_args &send, const struct route_counts &counts,
+                                 int32_t begin, int32_t end)
 {
     __shared__ struct push_batch batches[2]; /* one is placed while the flags of the other are raised */
     struct route_input in = send_routes(l, turn, send);
-    int32_t size = send.tokens > blocks ? PUSH_BATCH : 1, counted = 0, turnabout = 0;
-    if (!place_first<FT>(l, turn, in, counts))
-        return;
-    for (int32_t first = block * size; first < send.tokens; first += blocks * size) {
-        int32_t left = send.tokens - first, count = left < size ? left : size;
-        struct push_batch *batch = &batches[turnabout ^= 1];
-        route_each<false>(in, counted, first, (int32_t)threadIdx.x / 32, (int32_t)blockDim.x / 32,
-                          [&](const struct route &r) { route_count(in, counts, r); });
-        __syncthreads();
+    for (int32_t first = begin; first < end; first += PUSH_BATCH) {
+        struct push_batch *batch = &batches[(first - begin) / PUSH_BATCH & 1];
+        int32_t count = end - first < PUSH_BATCH ? end - first : PUSH_BATCH;
         if (threadIdx.x / 32 == blockDim.x / 32 - 1) { /* not the warp that raises flags */
             batch->first = first;
             batch->count = count;
@@ -253,7 +241,36 @@ __device__ inline void send_push_block(const struct cuda_launch &l, const struct
         push_tokens(l, turn, send, batch);
         __syncthreads();
         push_flags(l, turn, batch);
-        counted = first + count;
+        for (int32_t n = 0; n < count; n++)
+            push_keep(l, &batch->token[n], first + n, threadIdx.x, blockDim.x);
+    }
+}
+
+/*
+ * Credit to store rows here (X4): every active rank has raised its combine line of the pair before, which this rank's
+ * combine waited for, and a rank raises that when the kernel that consumed its rows is over. The row's flag comes after
+ * the row: all threads have stored their pieces before the barrier, and the flag is a release (X5).
+ *
+ * Blocks take their turns in the order of tokens, so that rows go out as receivers wait for them; each counts the tokens of
+ * all others as it comes by.
+ */
+template <bool FT>
+__device__ inline void send_push_block(const struct cuda_launch &l, const struct turn *turn,
+                                       const struct dispatch_send_args &send, const struct route_counts &counts,
+                                       int block, int blocks)
+{
+    struct route_input in = send_routes(l, turn, send);
+    int32_t share = (send.tokens + blocks - 1) / blocks, size = share < PUSH_TURN ? share : PUSH_TURN, counted = 0;
+    int32_t warp = (int32_t)threadIdx.x / 32, warps = (int32_t)blockDim.x / 32;
+    if (!place_first<FT>(l, turn, in, counts))
+        return;
+    for (int32_t first = block * size; first < send.tokens; first += blocks * size) {
+        int32_t end = send.tokens - first < size ? send.tokens : first + size;
+        __syncthreads(); /* the last turn's tokens are counted */
+        route_each<false>(in, counted, first, warp, warps, [&](const struct route &r) { route_count(in, counts, r); });
+        __syncthreads();
+        push_turn(l, turn, send, counts, first, end);
+        counted = end;
     }
 }
 

@@ -321,6 +321,7 @@ __device__ inline bool receive_row(const struct cuda_launch &l, const struct tur
     bool early = begins_early(l, args, stage);
     if (!await_row<FT>(l, turn, rank, row))
         return false;
+    bulk_see();
     if (early) {
         bulk_reuse();
         bulk_load(stage, region_at(turn, turn->rank, l.shape.array[0].offset) + row * bytes, (uint32_t)bytes);
@@ -367,7 +368,8 @@ __device__ inline bool await_run(const struct cuda_launch &l, const struct turn 
         const uint64_t *flag = (const uint64_t *)region_at(turn, turn->rank, l.shape.row_flag) + run->row + lane;
         come = wait_flag_calmly<FT>(l, turn, {flag, turn->stamp, run->rank, MUSTER_PHASE_DISPATCH});
     }
-    return __all_sync(~0u, come); /* and what each flag's reader may see, its whole warp may see */
+    bulk_see(); /* and what each flag's reader may see, its whole warp may see */
+    return __all_sync(~0u, come);
 }
 
 /* X9: an id must be one before a caller gets it. False: the step is void. */
