@@ -61,15 +61,16 @@ __device__ inline void stream_home(struct bulk_stage *stage, const struct home_b
 
 /*
  * Each lane finds out about another of the warp's next rows, since that takes several loads, one after the other. A row's
- * flag is posted by the lane that had the engine store it, when others are under way (X5); credit as in
- * send_rows_home().
+ * flag is posted when others are under way (X5): what one lane had the engine store, all know to be stored after the warp's
+ * barrier. Credit as in send_rows_home().
  */
 __device__ inline void stream_rows_home(const struct cuda_launch &l, const struct turn *turn,
                                         const struct combine_send_args &send, struct bulk_stage *stage,
                                         struct post_office *office, int32_t warp, int32_t warps)
 {
     int32_t lane = (int32_t)threadIdx.x & 31, all = l.shape.tokens * turn->ranks; /* at most 2^23 */
-    struct post_pending pending = post_nothing(); /* in lane 0 */
+    struct post_pending pending = post_nothing();
+    uint32_t sent = 0;
     for (int32_t first = warp; first < all; first += 32 * warps) {
         struct home_bound mine = find_home(l, turn, send, first + lane * warps, all);
         if (!__all_sync(~0u, mine.good))
@@ -77,11 +78,11 @@ __device__ inline void stream_rows_home(const struct cuda_launch &l, const struc
         for (unsigned left = __ballot_sync(~0u, mine.from != NULL); left; left &= left - 1) {
             struct home_bound row = home_of(mine, __ffs(left) - 1);
             stream_home(stage, row, l.shape.return_bytes);
-            post_later(office, &pending, lane == 0 ? row.flag : ~0u);
+            post_gather(office, &pending, sent++, row.flag);
         }
     }
     bulk_close(stage);
-    post_close(office, &pending);
+    post_close_gathered(office, &pending);
 }
 
 /* As many warps send as there are stages; the last of the block is the postman. */

@@ -85,7 +85,24 @@ __device__ inline void plan_tell_loads(const struct cuda_launch &l, const struct
             flag_raise(&line_at(turn, rank, l.shape.dispatch_line, turn->rank)->flag, turn->stamp);
 }
 
+/* Counts and checks all tokens. */
+template <bool STREAMS>
+__device__ inline void plan_all(const struct cuda_launch &l, const struct route_input &in,
+                                const struct route_counts &counts, struct send_plan *plan)
+{
+    int32_t warp = (int32_t)threadIdx.x / 32, warps = (int32_t)blockDim.x / 32, tokens = in.send->tokens;
+    if (STREAMS)
+        route_count_tokens(in, counts, 0, tokens, warp, warps,
+                           [&](const struct route &r) { plan_check(in, l.shape.masked, r, plan); });
+    else
+        route_each<true>(in, 0, tokens, warp, warps, [&](const struct route &r) {
+            route_count(in, counts, r);
+            plan_check(in, l.shape.masked, r, plan);
+        });
+}
+
 /* False: an id may not stand where it stands, and nobody has been told anything. */
+template <bool STREAMS>
 __device__ inline bool send_plan(const struct cuda_launch &l, const struct turn *turn,
                                  const struct dispatch_send_args &send, const struct route_counts &counts)
 {
@@ -98,11 +115,7 @@ __device__ inline bool send_plan(const struct cuda_launch &l, const struct turn 
     }
     route_clear(in, counts);
     __syncthreads();
-    route_each<true>(in, 0, send.tokens, (int32_t)threadIdx.x / 32, (int32_t)blockDim.x / 32,
-                     [&](const struct route &r) {
-                         route_count(in, counts, r);
-                         plan_check(in, l.shape.masked, r, &plan);
-                     });
+    plan_all<STREAMS>(l, in, counts, &plan);
     __syncthreads();
     if (threadIdx.x == 0 && send.dropped_routes)
         *send.dropped_routes = plan.dropped;
@@ -124,7 +137,7 @@ __device__ inline void send_block(const struct cuda_launch &l, const struct turn
 {
     struct route_counts counts = {(int32_t *)shared + MUSTER_MAX_RANKS, (int32_t *)shared};
     int blocks = l.plan.send_blocks;
-    if (block == 0 && !send_plan(l, turn, send, counts))
+    if (block == 0 && !send_plan<STREAMS>(l, turn, send, counts))
         return;
     if (STREAMS)
         send_stream_block<FT>(l, turn, send, counts, shared + l.plan.table_bytes, block, blocks);

@@ -145,7 +145,7 @@ __device__ inline void stream_place(const struct cuda_launch &l, const struct tu
         int32_t count = stream_count(cut, first);
         stream_await_taken(desk, cut.size, batch);
         stream_read(in, first, count, warp, warps, token);
-        route_each<false>(in, counted, first, warp, warps, [&](const struct route &r) { route_count(in, counts, r); });
+        route_count_tokens(in, counts, counted, first, warp, warps, [](const struct route &) {});
         stream_barrier(32 * warps);
         for (int32_t n = 0; warp == 0 && n < count; n++)
             route_place(in, counts, &token[n]);

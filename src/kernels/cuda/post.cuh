@@ -28,7 +28,8 @@ struct post_office {
 /* What one warp has yet to post: flags of rows whose stores were begun last, and of those before. Of a lane. */
 struct post_pending {
     uint32_t older, last;
-    uint32_t posted; /* so far */
+    uint32_t gathered; /* see post_gather() */
+    uint32_t posted; /* boxes, so far */
 };
 
 static_assert(((uint64_t)MUSTER_MAX_RANKS << POST_RANK_SHIFT) <= UINT64_C(1) << 32 &&
@@ -42,7 +43,7 @@ __device__ __forceinline__ uint32_t post_flag(int rank, size_t index)
 
 __device__ __forceinline__ struct post_pending post_nothing()
 {
-    return {~0u, ~0u, 0};
+    return {~0u, ~0u, ~0u, 0};
 }
 
 /* Once, by all threads of the block, before a barrier. */
@@ -87,6 +88,34 @@ __device__ inline void post_close(struct post_office *office, struct post_pendin
     post_flags(office, pending, pending->last);
     if ((threadIdx.x & 31) == 0)
         share_add(&office->open, ~0u);
+}
+
+/*
+ * The same two for rows that go to one place each, whose flag all lanes know: the flags of several go into one box. `row`
+ * counts the warp's rows; a lane keeps the flag of the row whose number it has.
+ */
+__device__ inline void post_gather(struct post_office *office, struct post_pending *pending, uint32_t row,
+                                   uint32_t flag)
+{
+    enum { GATHERED = 4 };
+    bulk_settle();
+    if ((threadIdx.x & 31) == row % GATHERED)
+        pending->gathered = pending->older;
+    pending->older = pending->last;
+    pending->last = flag;
+    if (row % GATHERED != GATHERED - 1)
+        return;
+    post_flags(office, pending, pending->gathered);
+    pending->gathered = ~0u;
+}
+
+__device__ inline void post_close_gathered(struct post_office *office, struct post_pending *pending)
+{
+    int lane = threadIdx.x & 31;
+    post_flags(office, pending, pending->gathered);
+    pending->older = lane == 0 ? pending->older : ~0u;
+    pending->last = lane == 0 ? pending->last : ~0u;
+    post_close(office, pending);
 }
 
 /* By all lanes of the postman: raises what is in the boxes. False: there was nothing. */

@@ -122,6 +122,62 @@ __device__ __forceinline__ void route_count(const struct route_input &in, const 
         atomicAdd(&counts.rank[r.rank], 1);
 }
 
+/* Whether a token has this id before its k-th place; `seen` has the bits of those that it has. One thread. */
+__device__ __forceinline__ bool route_again(const struct route_input &in, int32_t token, int32_t k, int64_t id,
+                                            uint64_t seen)
+{
+    for (int32_t before = 0; seen >> (id & 63) & 1 && before < k; before++)
+        if (route_id(in, token, before) == id)
+            return true;
+    return false;
+}
+
+/* One token's routes, by one thread: calls check(route) for each, and returns the ranks that they go to. */
+template <typename Check>
+__device__ __forceinline__ muster_mask route_token_ranks(const struct route_input &in,
+                                                         const struct route_counts &counts, int32_t token, Check check)
+{
+    muster_mask ranks = {{0, 0}};
+    uint64_t seen = 0;
+    for (int32_t k = 0; k < in.topk; k++) {
+        struct route r = {token, k, route_id(in, token, k), -1, -1, false, false};
+        bool exists = r.id >= 0 && r.id < in.slots;
+        int32_t rank = exists ? (int32_t)r.id / in.slots_per_rank : 0;
+        if (exists && turn_has(in.turn, rank)) {
+            r.slot = (int32_t)r.id;
+            r.rank = rank;
+            ranks.word[rank >> 6] |= UINT64_C(1) << (rank & 63);
+        }
+        r.again = exists && route_again(in, token, k, r.id, seen);
+        seen |= UINT64_C(1) << (r.id & 63);
+        if (r.slot >= 0 && in.counts_slots)
+            atomicAdd(&counts.slot[r.slot], 1);
+        check(r);
+    }
+    return ranks;
+}
+
+/*
+ * Counts the tokens from `begin` to before `end`, by so many warps, of which this one is `warp`: a thread for each token,
+ * which for many takes far fewer instructions than route_each(), and for few longer. check: see route_token_ranks().
+ */
+template <typename Check>
+__device__ __forceinline__ void route_count_tokens(const struct route_input &in, const struct route_counts &counts,
+                                                   int32_t begin, int32_t end, int32_t warp, int32_t warps, Check check)
+{
+    int32_t lane = (int32_t)threadIdx.x & 31;
+    for (int32_t first = begin + 32 * warp; first < end; first += 32 * warps) {
+        muster_mask ranks = {{0, 0}};
+        if (first + lane < end)
+            ranks = route_token_ranks(in, counts, first + lane, check);
+        for (int rank = 0; rank < in.turn->ranks; rank++) { /* one lane adds for all */
+            unsigned lanes = __ballot_sync(~0u, ranks.word[rank >> 6] >> (rank & 63) & 1);
+            if (lanes && lane == 0)
+                atomicAdd(&counts.rank[rank], __popc(lanes));
+        }
+    }
+}
+
 /* One token as it is sent: its routes, and the ranks that get a row of it. In shared memory, filled by one warp. */
 struct route_token {
     int32_t slot[MUSTER_EP_MAX_TOPK]; /* -1: not sent */
