@@ -41,6 +41,9 @@ else
     for program in "$build"/tests/gpu_test_*; do
         [ -x "$program" ] && one "$program"
     done
+    for program in "$build"/tests/gpu_test_ep_exchange "$build"/tests/gpu_test_ep_modes; do
+        MUSTER_PLAN=2 one "$program" # once more, as if there were many tokens
+    done
     for script in "$here"/tests/process/test_*_gpu.sh; do
         one "$script" "$build/muster" "$build/tests"
     done
