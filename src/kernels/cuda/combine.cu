@@ -115,7 +115,7 @@ struct cuda_plan combine_plan(const struct exchange_shape *shape, int32_t tokens
 {
     int32_t blocks = limits->multiprocessors, third = blocks > 3 ? blocks / 3 : 1;
     bool can_stream = !shape->expert_major && !shape->quantise_return;
-    bool streams = can_stream && plan_is_for_many(shape->tokens, limits);
+    bool streams = can_stream && plan_is_for_many(tokens, limits);
     struct cuda_plan plan = {};
     plan.early = limits->early;
     plan.receive_blocks = streams && blocks > 3 ? blocks - blocks * 5 / 12 : third;

@@ -91,7 +91,7 @@ struct cuda_plan dispatch_plan(const struct exchange_shape *shape, int32_t token
     struct cuda_plan plan = {};
     plan.early = limits->early;
     plan.threads = pieces >= 768 ? OPERATIONS_MAX_THREADS : pieces >= 256 ? 512 : 256;
-    if (can_stream && plan_is_for_many(shape->tokens, limits))
+    if (can_stream && plan_is_for_many(tokens, limits))
         plan_many(shape, limits->multiprocessors, &plan);
     else
         plan_few(shape, tokens, limits->multiprocessors, &plan);

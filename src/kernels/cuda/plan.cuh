@@ -26,7 +26,7 @@ static inline int32_t plan_stage_bytes(size_t row_bytes)
     return row_bytes < PLAN_STAGE_BYTES ? plan_round_up(row_bytes, 16) : PLAN_STAGE_BYTES;
 }
 
-/* tokens: the most that a rank may have, since the ranks do not know each other's. */
+/* By this rank's tokens: what goes over the link is the same either way, so ranks may choose differently. */
 static inline bool plan_is_for_many(int32_t tokens, const struct cuda_limits *limits)
 {
     return limits->plan == CUDA_PLAN_AUTO ? tokens > PLAN_FEW_TOKENS : limits->plan == CUDA_PLAN_MANY;
