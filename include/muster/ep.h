@@ -207,9 +207,9 @@ MUSTER_API muster_status muster_ep_set_mask(muster_ep *ep, muster_mask mask, voi
  * verdict names token and k. ORDER: a dispatch is outstanding. VOID, TIMEOUT, PEER: the step is void, the outputs are
  * unspecified.
  * CUDA: enqueued; outputs may be used behind it on the stream. ARGUMENT (not for values), ORDER and SYSTEM (CUDA
- * refused the launch) alone are the call's; all else is the verdict's, and a bad value has sent no line, so no peer
- * uses a row of it. Then, or when a peer does not come, what follows in the step does nothing: kernels of the caller's
- * that read the outputs must stand any bytes there, counts too.
+ * refused the launch) alone are the call's; all else is the verdict's, and after a bad value no peer is told of
+ * any row, so none uses one. Then, or when a peer does not come, what follows in the step does nothing: kernels of the
+ * caller's that read the outputs must stand any bytes there, counts too.
  */
 MUSTER_API muster_status muster_ep_dispatch(muster_ep *ep, const muster_ep_dispatch_args *args, void *stream);
 
