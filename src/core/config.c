@@ -37,7 +37,7 @@ static const struct config_setting settings[CONFIG_KEYS] = {
          "multiprocessors of a GPU that a rank's kernels may use; 0: all; they take four at least"},
     [CONFIG_PLAN] =
         {"MUSTER_PLAN", "0", "", 0, 2,
-         "how kernels share the multiprocessors of a GPU; 0: by the number of tokens, 1: as for few tokens, "
+         "how kernels share the multiprocessors of a GPU; 0: by the number of the rank's tokens, 1: as for few tokens, "
          "with the least latency, 2: as for many, with few multiprocessors"},
     [CONFIG_LOG] = {"MUSTER_LOG", "warn", "", 0, 0, "how much is told on stderr: error, warn, info or debug"},
     [CONFIG_TRACE] = {"MUSTER_TRACE", "", "", 0, 0, "file for Chrome trace events, written at the end; %r = rank"},

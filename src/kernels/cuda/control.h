@@ -22,8 +22,8 @@ enum { CUDA_GATE_EPOCH_SHIFT = 40, CUDA_VERDICTS = 1024, CUDA_VERDICT_STEP_SHIFT
 #define CUDA_VERDICT_VOID (UINT64_C(1) << 24)
 
 /*
- * The installed view. Written only while no block is inside the gate and the gate's epoch is newer than every step's;
- * a kernel whose step has the gate's epoch may read it for as long as it is inside.
+ * The installed view. Written only while the gate is closed and no block is inside that found it open: such a block may read
+ * the view for as long as it is inside. One that found it closed may be inside meanwhile, and does nothing with what it reads.
  */
 struct cuda_view {
     uint32_t epoch;

@@ -101,12 +101,6 @@ __device__ __forceinline__ struct route_token *stream_places(const struct cuda_l
     return (struct route_token *)shared + (batch & 1) * (uint32_t)l.plan.stages;
 }
 
-/* A barrier for the placing warps. */
-__device__ __forceinline__ void stream_barrier(int32_t threads)
-{
-    asm volatile("bar.sync 1, %0;" ::"r"(threads) : "memory");
-}
-
 /* Waits until the pushing warps have used the places of the batch before the last. One warp. */
 __device__ inline void stream_await_taken(struct stream_desk *desk, int32_t warps, uint32_t batch)
 {
@@ -146,12 +140,12 @@ __device__ inline void stream_place(const struct cuda_launch &l, const struct tu
         stream_await_taken(desk, cut.size, batch);
         stream_read(in, first, count, warp, warps, token);
         route_count_tokens(in, counts, counted, first, warp, warps, [](const struct route &) {});
-        stream_barrier(32 * warps);
+        share_barrier(32 * warps);
         for (int32_t n = 0; warp == 0 && n < count; n++)
             route_place(in, counts, &token[n]);
         if (warp == 0 && (threadIdx.x & 31) == 0)
             share_write(&desk->placed, batch + 1);
-        stream_barrier(32 * warps); /* the counts go on from there */
+        share_barrier(32 * warps); /* the counts go on from there */
         counted = first + count;
     }
 }

@@ -64,6 +64,13 @@ struct cuda_plan {
     int32_t stages; /* of a block, each a warp's */
 };
 
+static inline unsigned plan_blocks(const struct cuda_plan *plan)
+{
+    int32_t both = plan->send_blocks + plan->receive_blocks;
+    int32_t most = plan->send_blocks > plan->receive_blocks ? plan->send_blocks : plan->receive_blocks;
+    return (unsigned)(plan->shares ? most : both);
+}
+
 /* What every kernel of an exchange is launched with. */
 struct cuda_launch {
     struct cuda_control *control;

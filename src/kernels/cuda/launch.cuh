@@ -7,6 +7,13 @@
 
 #include "kernels/cuda/exchange.h"
 
+/* Loads a kernel: what is first launched later waits for kernels of other streams. */
+static inline cudaError_t launch_load(const void *kernel)
+{
+    struct cudaFuncAttributes attributes;
+    return cudaFuncGetAttributes(&attributes, kernel);
+}
+
 /*
  * Loads a kernel, and lets its blocks have *shared_bytes, which becomes less if the device has less. All kernels prefer the
  * same division of a multiprocessor's memory, so that none has to wait until it is divided anew.
@@ -29,6 +36,15 @@ static inline cudaError_t launch_prepare(const void *kernel, int ordinal, int32_
     return error;
 }
 
+/* A kernel that is part of no plan, on a few threads. */
+template <typename... Arguments>
+static cudaError_t launch_plain(void (*kernel)(Arguments...), unsigned blocks, unsigned threads, cudaStream_t stream,
+                                Arguments... arguments)
+{
+    kernel<<<blocks, threads, 0, stream>>>(arguments...);
+    return cudaGetLastError();
+}
+
 /*
  * With plan.early the blocks may come to the device while the kernel before is on its way out, which hides most of what a
  * launch takes; they sleep until it is over (turn_await_stream()). Not where ranks share a device: a sleeping block of
@@ -38,13 +54,11 @@ template <typename Work>
 static cudaError_t launch_kernel(void (*kernel)(Work), const struct cuda_plan &plan, cudaStream_t stream,
                                  const Work &work)
 {
-    int32_t both = plan.send_blocks + plan.receive_blocks;
-    int32_t most = plan.send_blocks > plan.receive_blocks ? plan.send_blocks : plan.receive_blocks;
     cudaLaunchAttribute early = {};
     early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     early.val.programmaticStreamSerializationAllowed = 1;
     cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((unsigned)(plan.shares ? most : both));
+    config.gridDim = dim3(plan_blocks(&plan));
     config.blockDim = dim3((unsigned)plan.threads);
     config.dynamicSmemBytes = (size_t)plan.shared_bytes;
     config.stream = stream;

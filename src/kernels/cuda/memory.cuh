@@ -95,6 +95,12 @@ __device__ __forceinline__ void share_add(uint32_t *word, uint32_t value)
                  : "memory");
 }
 
+/* A barrier for so many threads of the block, whole warps, while the others do something else. */
+__device__ __forceinline__ void share_barrier(int32_t threads)
+{
+    asm volatile("bar.sync 1, %0;" ::"r"(threads) : "memory");
+}
+
 /*
  * 16 bytes that a peer has stored. Never through the read-only path, which may hold what was there before; a flag must
  * have been read first.

@@ -2,6 +2,7 @@
 #include "kernels/cuda/runtime.h"
 
 #include "kernels/cuda/copy.cuh"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/memory.cuh"
 #include "kernels/cuda/sum.cuh"
 
@@ -16,8 +17,7 @@ static __global__ void spin_kernel(uint64_t ns)
 
 extern "C" cudaError_t spin_launch(uint64_t ns, cudaStream_t stream)
 {
-    spin_kernel<<<1, 1, 0, stream>>>(ns);
-    return cudaGetLastError();
+    return launch_plain(spin_kernel, 1, 1, stream, ns);
 }
 
 /* ---- rows: a block each ---- */
@@ -58,15 +58,12 @@ static unsigned threads_for(size_t row_bytes, size_t bytes)
 
 extern "C" cudaError_t move_rows_launch(const struct runtime_move *move, cudaStream_t stream)
 {
-    if (move->rows > 0)
-        move_rows_kernel<<<(unsigned)move->rows, threads_for(move->row_bytes, MOVE_FLIGHT * sizeof(uint4)), 0,
-                           stream>>>(*move);
-    return cudaGetLastError();
+    unsigned threads = threads_for(move->row_bytes, MOVE_FLIGHT * sizeof(uint4));
+    return move->rows > 0 ? launch_plain(move_rows_kernel, (unsigned)move->rows, threads, stream, *move) : cudaSuccess;
 }
 
 extern "C" cudaError_t sum_rows_launch(const struct runtime_sum *sum, cudaStream_t stream)
 {
-    if (sum->rows > 0)
-        sum_rows_kernel<<<(unsigned)sum->rows, threads_for(sum->row_bytes, SUM_PIECE), 0, stream>>>(*sum);
-    return cudaGetLastError();
+    unsigned threads = threads_for(sum->row_bytes, SUM_PIECE);
+    return sum->rows > 0 ? launch_plain(sum_rows_kernel, (unsigned)sum->rows, threads, stream, *sum) : cudaSuccess;
 }

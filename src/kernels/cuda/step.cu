@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/cuda/step.h"
 
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/turn.cuh"
 
 /* ------------------------------------------------------------------------------------------- the gate, by the agent */
@@ -136,28 +137,24 @@ static __global__ void mask_kernel(struct cuda_launch l, muster_mask mask)
 extern "C" cudaError_t step_launch_raise(struct cuda_control *control, struct cuda_mailbox *mailbox, uint32_t epoch,
                                          cudaStream_t stream)
 {
-    raise_kernel<<<1, 1, 0, stream>>>(control, mailbox, epoch);
-    return cudaGetLastError();
+    return launch_plain(raise_kernel, 1, 1, stream, control, mailbox, epoch);
 }
 
 extern "C" cudaError_t step_launch_install(struct cuda_control *control, const struct cuda_view *view,
                                            cudaStream_t stream)
 {
-    install_kernel<<<1, 128, 0, stream>>>(control, *view);
-    return cudaGetLastError();
+    return launch_plain(install_kernel, 1, 128, stream, control, *view);
 }
 
 extern "C" cudaError_t step_launch_open(struct cuda_control *control, struct cuda_mailbox *mailbox, uint32_t epoch,
                                         cudaStream_t stream)
 {
-    open_kernel<<<1, 1, 0, stream>>>(control, mailbox, epoch);
-    return cudaGetLastError();
+    return launch_plain(open_kernel, 1, 1, stream, control, mailbox, epoch);
 }
 
 extern "C" cudaError_t step_launch_forget(struct cuda_control *control, cudaStream_t stream)
 {
-    forget_kernel<<<1, 1, 0, stream>>>(control);
-    return cudaGetLastError();
+    return launch_plain(forget_kernel, 1, 1, stream, control);
 }
 
 static struct cuda_launch step_launch(struct cuda_control *control, struct cuda_mailbox *mailbox,
@@ -174,21 +171,18 @@ static struct cuda_launch step_launch(struct cuda_control *control, struct cuda_
 extern "C" cudaError_t step_launch_begin(struct cuda_control *control, struct cuda_mailbox *mailbox,
                                          cudaStream_t stream)
 {
-    step_begin_kernel<<<1, 1, 0, stream>>>(step_launch(control, mailbox, NULL));
-    return cudaGetLastError();
+    return launch_plain(step_begin_kernel, 1, 1, stream, step_launch(control, mailbox, NULL));
 }
 
 extern "C" cudaError_t step_launch_end(struct cuda_control *control, struct cuda_mailbox *mailbox, cudaStream_t stream)
 {
-    step_end_kernel<<<1, 1, 0, stream>>>(step_launch(control, mailbox, NULL));
-    return cudaGetLastError();
+    return launch_plain(step_end_kernel, 1, 1, stream, step_launch(control, mailbox, NULL));
 }
 
 extern "C" cudaError_t step_launch_mask(struct cuda_control *control, struct cuda_mailbox *mailbox,
                                         struct cuda_exchange *exchange, muster_mask mask, cudaStream_t stream)
 {
-    mask_kernel<<<1, 1, 0, stream>>>(step_launch(control, mailbox, exchange), mask);
-    return cudaGetLastError();
+    return launch_plain(mask_kernel, 1, 1, stream, step_launch(control, mailbox, exchange), mask);
 }
 
 extern "C" cudaError_t step_prepare(void)
@@ -197,9 +191,8 @@ extern "C" cudaError_t step_prepare(void)
                              (const void *)open_kernel,       (const void *)forget_kernel,
                              (const void *)step_begin_kernel, (const void *)step_end_kernel,
                              (const void *)mask_kernel};
-    struct cudaFuncAttributes attributes;
     for (const void *kernel : kernels) {
-        cudaError_t error = cudaFuncGetAttributes(&attributes, kernel); /* loads it */
+        cudaError_t error = launch_load(kernel);
         if (error != cudaSuccess)
             return error;
     }

@@ -88,7 +88,7 @@ __device__ __forceinline__ void turn_copy(void *to, const void *from, size_t byt
         ((volatile uint64_t *)to)[i] = ((const volatile uint64_t *)from)[i];
 }
 
-/* What stays as it is while a block is inside the gate. */
+/* What stays as it is while a block is inside the gate that found it open. */
 __device__ inline void turn_copy_view(const struct cuda_launch &l, struct turn *turn)
 {
     turn_copy(&turn->control.view, &l.control->view,
@@ -147,8 +147,9 @@ __device__ __forceinline__ void turn_let_next_come()
 }
 
 /*
- * The gate comes first: it tells the epoch, which then stays, and its view with it. Whether the epoch is open, and has not
- * failed, is asked again when the kernel before is over.
+ * The gate comes first: if it is open, its epoch and the view stay while this block is inside. If it was not, the view may be
+ * about to change, and is read again. Whether the epoch is open, and has not failed, is asked when the kernel before is
+ * over.
  */
 template <bool FT>
 __device__ bool turn_enter(const struct cuda_launch &l, enum turn_operation operation, struct turn *turn)
@@ -157,13 +158,18 @@ __device__ bool turn_enter(const struct cuda_launch &l, enum turn_operation oper
         uint64_t gate = 0;
         if (threadIdx.x == 0)
             gate = FT ? word_add_acquire(&l.control->gate, 1) : word_look(&l.control->gate);
-        __syncwarp();
+        bool open = __shfl_sync(~0u, gate & CUDA_GATE_OPEN, 0);
         turn_copy_view(l, turn);
         turn_await_stream();
         turn_copy_state(l, turn);
         __syncwarp();
+        if (!open) {
+            __threadfence(); /* after the gate, which turn_copy_state() has read */
+            turn_copy_view(l, turn);
+            __syncwarp();
+        }
         if (threadIdx.x == 0)
-            turn_begin<FT>(l, operation, turn, FT ? turn->control.gate : gate);
+            turn_begin<FT>(l, operation, turn, turn->control.gate);
     }
     turn_await_stream();
     turn_let_next_come();

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+/* kernels/cuda/launch.cuh for kernels that the engine runs. */
+#ifndef CUDA_LAUNCH_CUH
+#define CUDA_LAUNCH_CUH
+
+#include "kernels/cuda/exchange.h"
+#include "simt/stream.h"
+
+inline cudaError_t launch_load(const void *)
+{
+    return cudaSuccess;
+}
+
+inline cudaError_t launch_prepare(const void *, int, int32_t *)
+{
+    return cudaSuccess;
+}
+
+template <typename... Arguments>
+cudaError_t launch_plain(void (*kernel)(Arguments...), unsigned blocks, unsigned threads, cudaStream_t stream,
+                         Arguments... arguments)
+{
+    return simt_enqueue(stream, [=] { simt_run(blocks, threads, [&] { kernel(arguments...); }); });
+}
+
+template <typename Work>
+cudaError_t launch_kernel(void (*kernel)(Work), const struct cuda_plan &plan, cudaStream_t stream, const Work &work)
+{
+    return launch_plain<Work>(kernel, plan_blocks(&plan), (unsigned)plan.threads, stream, work);
+}
+
+#endif
