@@ -35,6 +35,12 @@ muster_ep *rounds_create(struct cluster_rank *self, const struct exchange_case *
     return ep;
 }
 
+void rounds_wait_sent(const struct exchange_case *c)
+{
+    if (!test_backend || c->layout != MUSTER_EP_FLAT)
+        backend_wait();
+}
+
 static void expect_good(struct cluster_rank *self, struct party *p, muster_status status)
 {
     expect(status == MUSTER_OK, "%s: exchange gave %s: %s %s", p->world->c.name, muster_status_name(status),

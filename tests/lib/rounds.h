@@ -21,4 +21,7 @@ void rounds_exchange(struct cluster_rank *self, muster_ep *ep, const struct worl
 /* Creates an exchange for a case; fails the rank if that does not work. */
 muster_ep *rounds_create(struct cluster_rank *self, const struct exchange_case *c);
 
+/* After a dispatch's send half, which waits for nobody; but on a device, flat, for the counts of all. */
+void rounds_wait_sent(const struct exchange_case *c);
+
 #endif

@@ -592,7 +592,7 @@ static void meet_refusal(struct cluster_rank *self, muster_ep *ep, const struct 
     if (in_step)
         expect_status(muster_step_begin(self->group, backend_stream()), MUSTER_OK, "muster_step_begin");
     expect_status(muster_ep_dispatch_send(ep, &p->dispatch, backend_stream()), MUSTER_OK, "dispatch_send of the peer");
-    backend_wait();
+    rounds_wait_sent(&world->c);
     cluster_barrier(self);
     muster_status status = muster_ep_dispatch_receive(ep, &p->dispatch, backend_stream());
     expect(test_backend ? status == MUSTER_OK : status == MUSTER_ERR_PEER || status == MUSTER_ERR_VOID,

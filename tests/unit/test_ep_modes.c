@@ -287,8 +287,7 @@ static void waited_for_while_reading(struct cluster_rank *self)
         cluster_barrier(self);
     take_results(self, p, ep);
     expect_status(muster_ep_dispatch_send(ep, &next->dispatch, backend_stream()), MUSTER_OK, "dispatch_send");
-    if (!test_backend || worlds->c->layout != MUSTER_EP_FLAT) /* there, flat, sending waits for DEAD's counts */
-        backend_wait();
+    rounds_wait_sent(worlds->c);
     if (self->rank != DEAD)
         cluster_barrier(self);
     expect_status(muster_ep_dispatch_receive(ep, &next->dispatch, backend_stream()), MUSTER_OK, "dispatch_receive");

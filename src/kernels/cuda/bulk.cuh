@@ -67,7 +67,8 @@ __device__ __forceinline__ void bulk_load(struct bulk_stage *stage, const unsign
                  "l"(from), "r"(bytes), "r"(barrier)
                  : "memory");
 #else
-    copy_row(stage->memory, from, bytes, threadIdx.x & 31, 32);
+    for (uint32_t at = (threadIdx.x & 31) * 16; at < bytes; at += 32 * 16)
+        *(uint4 *)(stage->memory + at) = stream_load(from + at);
 #endif
 }
 
@@ -98,8 +99,8 @@ __device__ __forceinline__ void bulk_store(const struct bulk_stage *stage, unsig
 #else
     for (int lane = 0; lane < 32; lane++) {
         unsigned char *place = (unsigned char *)__shfl_sync(~0u, (unsigned long long)to, lane);
-        if (place)
-            copy_row(place, stage->memory, bytes, threadIdx.x & 31, 32);
+        for (uint32_t at = (threadIdx.x & 31) * 16; place && at < bytes; at += 32 * 16)
+            stream_store(place + at, *(const uint4 *)(stage->memory + at));
     }
 #endif
 }

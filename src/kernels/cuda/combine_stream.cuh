@@ -55,8 +55,10 @@ __device__ inline void stream_home(struct bulk_stage *stage, const struct home_b
     int lane = threadIdx.x & 31;
     if (bulk_can(copy_bits(row.from)))
         bulk_move(stage, row.from, bytes, lane == 0 ? row.to : NULL);
-    else
+    else {
         copy_row(row.to, row.from, bytes, lane, 32);
+        bulk_store(stage, NULL, 0); /* so that bulk_settle() counts this row too */
+    }
 }
 
 /*
@@ -116,7 +118,9 @@ __device__ inline bool stream_await(const struct cuda_launch &l, const struct tu
                 wait_flag_calmly<FT>(l, turn,
                                      {flag + row_at(l.shape, rank, token), turn->stamp, rank, MUSTER_PHASE_COMBINE}) &&
                 come;
-    return __all_sync(~0u, come);
+    come = __all_sync(~0u, come);
+    __syncwarp(); /* what each flag's reader may see, its whole warp may see */
+    return come;
 }
 
 template <bool FT>

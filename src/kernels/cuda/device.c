@@ -101,7 +101,7 @@ static cudaError_t device_count_multiprocessors(struct device *device)
     cudaError_t error =
         cudaDeviceGetAttribute(&device->limits.multiprocessors, cudaDevAttrMultiProcessorCount, device->ordinal);
     if (error == cudaSuccess && wanted > 0 && wanted < device->limits.multiprocessors)
-        device->limits.multiprocessors = wanted;
+        device->limits.multiprocessors = wanted < OPERATIONS_LEAST_BLOCKS ? OPERATIONS_LEAST_BLOCKS : wanted;
     else if (error == cudaSuccess) /* alone on the device */
         error = cudaDeviceGetAttribute(&generation, cudaDevAttrComputeCapabilityMajor, device->ordinal);
     device->limits.early = generation >= 9;

@@ -61,7 +61,7 @@ __device__ inline bool place_first(const struct cuda_launch &l, const struct tur
 __device__ inline void place_tokens(const struct route_input &in, const struct route_counts &counts, int32_t first,
                                     int32_t count, struct route_token *token)
 {
-    enum { FLIGHT = 4 };
+    enum { FLIGHT = 2 };
     int32_t lane = (int32_t)threadIdx.x & 31;
     for (int32_t begin = 0; begin < count; begin += FLIGHT) {
         int64_t id[FLIGHT];

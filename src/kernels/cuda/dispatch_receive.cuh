@@ -424,7 +424,7 @@ __device__ inline void take_arrays(const struct cuda_launch &l, const struct tur
         const unsigned char *from = region_at(turn, turn->rank, l.shape.array[a].offset) + at;
         if (!args.output[a])
             continue;
-        if (worth_bulk(args.output[a] + at, bytes))
+        if (worth_bulk(args.output[a] + at, bytes) && bulk_can(copy_bits(from)))
             bulk_move(stage, from, bytes, lane == 0 ? args.output[a] + at : NULL);
         else
             copy_row(args.output[a] + at, from, bytes, lane, 32);

@@ -55,7 +55,7 @@ struct cuda_plan {
     int32_t send_blocks, receive_blocks;
     bool shares; /* the same blocks do both, one after the other; otherwise those that send come first in the grid */
     bool early; /* see launch_kernel() */
-    bool streams; /* dispatch: rows leave through stages, which takes few blocks; otherwise with ordinary stores */
+    bool streams; /* rows leave through stages, which takes few blocks; otherwise with ordinary stores */
     int32_t threads;
     int32_t shared_bytes; /* dispatch, like the next four: table, tokens of a batch if it streams, stages */
     int32_t table_bytes; /* routes to each slot (senders), or first rows of slots (receivers) */

@@ -127,6 +127,7 @@ __device__ inline bool post_empty(const struct turn *turn, struct post_office *o
         any = (full[i] = share_read(&office->box[i][lane].full)) || any;
     if (!__any_sync(~0u, any))
         return false;
+    __syncwarp(); /* what the boxes' owners have stored, the whole warp may see */
     __threadfence_system();
     for (int i = 0; i < POST_BOXES; i++)
         for (unsigned left = __ballot_sync(~0u, full[i]); left; left &= left - 1) {

@@ -25,7 +25,7 @@ enum turn_operation {
 };
 
 struct turn {
-    /* As they were when the block had entered; they stay so until all blocks have left, but for this kernel's own doing. */
+    /* As they were when the kernel before was over; they stay so until all blocks have left, but for this kernel's own doing. */
     struct cuda_control control;
     struct cuda_exchange exchange;
     unsigned char *const *peers; /* [ranks] in the view */

@@ -223,6 +223,9 @@ __device__ inline void step_note_ended(struct cuda_control *control, struct cuda
         turn_publish_step(&control->view, turn_stamp(step->epoch, 2 * step->number + 2), 0, 1);
     step->open = 0;
     word_store(&mailbox->step_open, (uint64_t)step->epoch << 1);
+    if (failure == 0 &&
+        step->epoch == 0) /* it began when an earlier one was unread, which the caller has read meanwhile */
+        failure = turn_failure(MUSTER_REASON_UNREAD, MUSTER_PHASE_STEP, -1, live_epoch);
     if (failure == 0) {
         word_store(&v->word, word);
         return;

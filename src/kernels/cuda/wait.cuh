@@ -47,7 +47,7 @@ __device__ inline bool wait_overdue(const struct cuda_launch &l, struct wait_clo
 __device__ inline bool wait_may_look(const struct cuda_launch &l, uint64_t now_ns)
 {
     uint64_t looked_ns = word_look(&l.control->looked_ns);
-    return now_ns - looked_ns > WAIT_LONG_NS &&
+    return now_ns > looked_ns + WAIT_LONG_NS &&
            atomicCAS((unsigned long long *)&l.control->looked_ns, looked_ns, now_ns) == looked_ns;
 }
 
