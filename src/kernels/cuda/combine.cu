@@ -18,14 +18,21 @@ struct combine_work {
 /* Stages for rows (senders), or what is added up (receivers), where rows are streamed. */
 extern __shared__ __align__(128) unsigned char combine_shared[];
 
+/* The lines are raised by a block that has to wait anyway, where there is one; before it does. */
+static __device__ __forceinline__ void combine_raise(const struct combine_work &w, const struct turn *turn)
+{
+    const struct cuda_plan &plan = w.launch.plan;
+    if (plan.send_blocks > 0 && (int)blockIdx.x == (plan.receive_blocks > 0 ? plan.send_blocks : 0))
+        raise_combine_lines(w.launch, turn);
+}
+
 template <bool FT, bool QUANTISED>
 static __device__ void combine_block(const struct combine_work &w, const struct turn *turn)
 {
     const struct cuda_plan &plan = w.launch.plan;
     int block = (int)blockIdx.x;
+    combine_raise(w, turn);
     if (block < plan.send_blocks) {
-        if (block == 0)
-            raise_combine_lines(w.launch, turn);
         send_rows_home<QUANTISED>(w.launch, turn, w.send, block, plan.send_blocks);
         return;
     }
@@ -50,9 +57,8 @@ template <bool FT> static __device__ void combine_stream_block(const struct comb
 {
     const struct cuda_plan &plan = w.launch.plan;
     int block = (int)blockIdx.x;
+    combine_raise(w, turn);
     if (block < plan.send_blocks) {
-        if (block == 0)
-            raise_combine_lines(w.launch, turn);
         stream_send_block(w.launch, turn, w.send, combine_shared, block, plan.send_blocks);
         return;
     }

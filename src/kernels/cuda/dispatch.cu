@@ -17,13 +17,19 @@ struct dispatch_work {
 /* See cuda_plan. */
 extern __shared__ __align__(128) unsigned char dispatch_shared[];
 
+/* The table as the sending half sees it. */
+static __device__ __forceinline__ struct route_counts dispatch_counts()
+{
+    return {(int32_t *)dispatch_shared + MUSTER_MAX_RANKS, (int32_t *)dispatch_shared};
+}
+
 template <bool FT, bool STREAMS>
 static __device__ void dispatch_block(const struct dispatch_work &w, const struct turn *turn)
 {
     const struct cuda_plan &plan = w.launch.plan;
     int block = (int)blockIdx.x, receiver = plan.shares ? block : block - plan.send_blocks;
     if (block < plan.send_blocks)
-        send_block<FT, STREAMS>(w.launch, turn, w.send, dispatch_shared, block);
+        send_block<FT, STREAMS>(w.launch, turn, w.send, dispatch_counts(), dispatch_shared + plan.table_bytes, block);
     if (plan.shares)
         __syncthreads(); /* the shared memory has another use now */
     if (receiver >= 0 && receiver < plan.receive_blocks)
@@ -36,6 +42,8 @@ static __global__ void __launch_bounds__(OPERATIONS_MAX_THREADS)
     dispatch_kernel(const __grid_constant__ struct dispatch_work w)
 {
     __shared__ struct turn turn;
+    if ((int)blockIdx.x < w.launch.plan.send_blocks)
+        route_clear(dispatch_counts(), w.launch.shape.slots * w.launch.shape.ranks); /* while the gate is asked */
     if (turn_enter<FT>(w.launch, w.operation, &turn))
         dispatch_block<FT, STREAMS>(w, &turn);
     turn_leave<FT>(w.launch, w.operation, &turn);
@@ -52,7 +60,8 @@ static void plan_stages(const struct exchange_shape *shape, int32_t shared_bytes
     size_t longest = 16, ranks = (size_t)shape->ranks, slots = (size_t)shape->slots;
     size_t entries = ranks * slots + (slots > MUSTER_MAX_RANKS ? slots : MUSTER_MAX_RANKS);
     int32_t token_bytes = plan->streams ? 2 * (int32_t)sizeof(struct route_token) : 0; /* two batches */
-    int32_t warps = plan->threads / 32, others = plan->streams ? 1 + warps / 4 : 0; /* the postman, those that place */
+    int32_t warps = plan->threads / 32,
+            others = plan->streams ? 1 + warps / 4 : 1; /* see send_stream_block(), receive_block() */
     for (int a = 0; a < shape->arrays; a++)
         longest = shape->array[a].row_bytes > longest ? shape->array[a].row_bytes : longest;
     plan->table_bytes = plan_round_up(entries * sizeof(int32_t), 128);

@@ -41,14 +41,11 @@ __device__ inline bool place_behind(const struct cuda_launch &l, const struct tu
     });
 }
 
-/* Before the first token: where this rank's first row goes at each rank, and its first route in each slot. */
+/* Before the first token: where this rank's first row goes at each rank. The counts are all 0. */
 template <bool FT>
-__device__ inline bool place_first(const struct cuda_launch &l, const struct turn *turn, const struct route_input &in,
+__device__ inline bool place_first(const struct cuda_launch &l, const struct turn *turn,
                                    const struct route_counts &counts)
 {
-    __syncthreads(); /* the planning block has used them */
-    route_clear(in, counts);
-    __syncthreads();
     if (l.shape.flat)
         return place_behind<FT>(l, turn, counts.rank);
     for (int rank = threadIdx.x; rank < turn->ranks; rank += blockDim.x)
@@ -246,6 +243,15 @@ __device__ inline void push_turn(const struct cuda_launch &l, const struct turn 
     }
 }
 
+/* The first rows come nearer while it is worked out where they go: a thread asks for 128 bytes. */
+__device__ __forceinline__ void push_expect(const struct cuda_launch &l, const struct dispatch_send_args &send,
+                                            int32_t token)
+{
+    size_t lines = (l.shape.result_bytes + 127) / 128, row = threadIdx.x / lines;
+    if (row < PUSH_BATCH && token + (int32_t)row < send.tokens)
+        expect_line(send.input[0].data + ((size_t)token + row) * send.input[0].stride + threadIdx.x % lines * 128);
+}
+
 /*
  * Credit to store rows here (X4): every active rank has raised its combine line of the pair before, which this rank's
  * combine waited for, and a rank raises that when the kernel that consumed its rows is over. The row's flag comes after
@@ -262,7 +268,8 @@ __device__ inline void send_push_block(const struct cuda_launch &l, const struct
     struct route_input in = send_routes(l, turn, send);
     int32_t share = (send.tokens + blocks - 1) / blocks, size = share < PUSH_TURN ? share : PUSH_TURN, counted = 0;
     int32_t warp = (int32_t)threadIdx.x / 32, warps = (int32_t)blockDim.x / 32;
-    if (!place_first<FT>(l, turn, in, counts))
+    push_expect(l, send, block * size);
+    if (!place_first<FT>(l, turn, counts))
         return;
     for (int32_t first = block * size; first < send.tokens; first += blocks * size) {
         int32_t end = send.tokens - first < size ? send.tokens : first + size;

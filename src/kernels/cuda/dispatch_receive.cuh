@@ -97,13 +97,14 @@ __device__ inline bool hear_all(const struct cuda_launch &l, const struct turn *
     return !l.shape.expert_major || lay_out_slots(l, turn, r);
 }
 
-/* --------------------------------------------------------------------------------- what the first block alone writes */
+/* ---------------------------------------------------------------------------- what spare warps of the first block write */
 
 __device__ inline void write_ranges(const struct cuda_launch &l, const struct turn *turn,
-                                    const struct dispatch_receive_args &args, const struct receiving *r)
+                                    const struct dispatch_receive_args &args, const struct receiving *r, int thread,
+                                    int threads)
 {
     int ranks = turn->ranks;
-    for (int32_t i = threadIdx.x; i < l.shape.slots * ranks; i += blockDim.x) {
+    for (int32_t i = thread; i < l.shape.slots * ranks; i += threads) {
         int32_t s = i / ranks, rank = i % ranks;
         int32_t begin = first_row(r, ranks, s, rank), end = first_row(r, ranks, s, rank + 1);
         if (args.ranges)
@@ -114,86 +115,88 @@ __device__ inline void write_ranges(const struct cuda_launch &l, const struct tu
 }
 
 template <bool FT>
-__device__ inline void write_loads(const struct cuda_launch &l, const struct turn *turn, int32_t *loads)
+__device__ inline void write_loads(const struct cuda_launch &l, const struct turn *turn, int32_t *loads, int thread,
+                                   int threads)
 {
-    bool come = true;
-    for (int rank = threadIdx.x; rank < turn->ranks; rank += blockDim.x)
-        if (turn_has(turn, rank))
-            come = wait_flag<FT>(l, turn,
-                                 {&line_at(turn, turn->rank, l.shape.dispatch_line, rank)->flag, turn->stamp, rank,
-                                  MUSTER_PHASE_DISPATCH}) &&
-                   come;
-    if (!__syncthreads_and(come))
-        return;
     size_t slots = (size_t)l.shape.ranks * (size_t)l.shape.slots;
     const volatile int32_t *told = (const volatile int32_t *)region_at(turn, turn->rank, l.shape.loads);
-    for (size_t i = threadIdx.x; i < slots * (size_t)turn->ranks; i += blockDim.x)
-        loads[i] = turn_has(turn, (int)(i / slots)) ? told[i] : 0;
+    int seen = -1; /* the rank whose line this thread has read last */
+    for (size_t i = (size_t)thread; i < slots * (size_t)turn->ranks; i += (size_t)threads) {
+        int rank = (int)(i / slots);
+        const uint64_t *flag = &line_at(turn, turn->rank, l.shape.dispatch_line, rank)->flag;
+        bool has = turn_has(turn, rank);
+        if (has && rank != seen && !wait_flag<FT>(l, turn, {flag, turn->stamp, rank, MUSTER_PHASE_DISPATCH}))
+            return;
+        seen = rank;
+        loads[i] = has ? told[i] : 0;
+    }
 }
 
 /* Rows past the count, for kernels that run over the whole array. */
 __device__ inline void pad_slots(const struct cuda_launch &l, const struct dispatch_receive_args &args,
-                                 const struct receiving *r)
+                                 const struct receiving *r, int thread, int threads)
 {
     for (int rank = 0; rank < l.shape.ranks; rank++) {
         size_t topk = (size_t)l.shape.topk, end = row_at(l.shape, rank + 1, 0) * topk;
-        for (size_t i = row_at(l.shape, rank, r->rows[rank]) * topk + threadIdx.x; i < end; i += blockDim.x)
+        for (size_t i = row_at(l.shape, rank, r->rows[rank]) * topk + thread; i < end; i += threads)
             args.slots[i] = args.invalid_id;
     }
 }
 
 /* Flat: behind the last row of all. */
 __device__ inline void pad_end(const struct cuda_launch &l, const struct dispatch_receive_args &args,
-                               const struct receiving *r)
+                               const struct receiving *r, int thread, int threads)
 {
     size_t topk = (size_t)l.shape.topk, end = row_at(l.shape, l.shape.ranks, 0) * topk;
-    for (size_t i = (size_t)r->before[l.shape.ranks] * topk + threadIdx.x; i < end; i += blockDim.x)
+    for (size_t i = (size_t)r->before[l.shape.ranks] * topk + thread; i < end; i += threads)
         args.slots[i] = args.invalid_id;
 }
 
 __device__ inline void pad_sources(const struct cuda_launch &l, const struct turn *turn,
-                                   const struct dispatch_receive_args &args, const struct receiving *r)
+                                   const struct dispatch_receive_args &args, const struct receiving *r, int thread,
+                                   int threads)
 {
     size_t rows = (size_t)l.shape.ranks * (size_t)l.shape.tokens;
     for (int32_t s = 0; s < l.shape.slots; s++) {
         size_t used = (size_t)first_row(r, turn->ranks, s, turn->ranks);
-        for (size_t i = 2 * ((size_t)s * rows + used) + threadIdx.x; i < 2 * ((size_t)s + 1) * rows; i += blockDim.x)
+        for (size_t i = 2 * ((size_t)s * rows + used) + thread; i < 2 * ((size_t)s + 1) * rows; i += threads)
             args.source[i] = args.invalid_id;
     }
 }
 
 /* Flat: where each source's rows are. */
 __device__ inline void write_sources(const struct cuda_launch &l, const struct dispatch_receive_args &args,
-                                     const struct receiving *r)
+                                     const struct receiving *r, int thread, int threads)
 {
-    for (int rank = threadIdx.x; rank < l.shape.ranks; rank += blockDim.x) {
+    for (int rank = thread; rank < l.shape.ranks; rank += threads) {
         l.own.rows_before[rank] = r->before[rank];
         if (args.ranges)
             args.ranges[rank] = (int64_t)r->before[rank] << 32 | r->rows[rank];
     }
     if (args.pad_ids)
-        pad_end(l, args, r);
+        pad_end(l, args, r, thread, threads);
 }
 
 template <bool FT>
 __device__ inline void write_summary(const struct cuda_launch &l, const struct turn *turn,
-                                     const struct dispatch_receive_args &args, const struct receiving *r)
+                                     const struct dispatch_receive_args &args, const struct receiving *r, int thread,
+                                     int threads)
 {
-    for (int rank = threadIdx.x; rank < turn->ranks; rank += blockDim.x) {
+    for (int rank = thread; rank < turn->ranks; rank += threads) {
         l.own.rows_from[rank] = r->rows[rank];
         if (!l.shape.expert_major)
             args.counts[rank] = r->rows[rank];
     }
     if (l.shape.expert_major)
-        write_ranges(l, turn, args, r);
+        write_ranges(l, turn, args, r, thread, threads);
     if (args.loads)
-        write_loads<FT>(l, turn, args.loads);
+        write_loads<FT>(l, turn, args.loads, thread, threads);
     if (l.shape.flat)
-        write_sources(l, args, r);
+        write_sources(l, args, r, thread, threads);
     else if (args.pad_ids && !l.shape.expert_major)
-        pad_slots(l, args, r);
+        pad_slots(l, args, r, thread, threads);
     if (args.pad_ids && l.shape.expert_major && args.source)
-        pad_sources(l, turn, args, r);
+        pad_sources(l, turn, args, r, thread, threads);
 }
 
 /* ----------------------------------------------------------------------------------------------------- rows, by a warp */
@@ -451,7 +454,7 @@ __device__ inline void receive_runs(const struct cuda_launch &l, const struct tu
     }
 }
 
-/* As many warps as there are stages; the table of first rows lies before those. */
+/* As many warps receive rows as there are stages; the table of first rows lies before those. */
 template <bool FT>
 __device__ inline void receive_block(const struct cuda_launch &l, const struct turn *turn,
                                      const struct dispatch_receive_args &args, unsigned char *shared, int block,
@@ -467,10 +470,12 @@ __device__ inline void receive_block(const struct cuda_launch &l, const struct t
     __syncthreads();
     if (!hear_all<FT>(l, turn, &r))
         return;
-    if (block == 0)
-        write_summary<FT>(l, turn, args, &r);
-    if (warp >= l.plan.stages)
+    if (warp >= l.plan.stages) {
+        int rows_threads = 32 * l.plan.stages;
+        if (block == 0)
+            write_summary<FT>(l, turn, args, &r, (int)threadIdx.x - rows_threads, (int)blockDim.x - rows_threads);
         return;
+    }
     struct bulk_stage stage;
     bulk_open(&stage, shared + l.plan.table_bytes + l.plan.batch_bytes + (size_t)warp * l.plan.stage_bytes,
               (uint32_t)l.plan.stage_bytes, &barriers[warp]);

@@ -113,7 +113,6 @@ __device__ inline bool send_plan(const struct cuda_launch &l, const struct turn 
         plan.bad = ~0ull;
         plan.dropped = 0;
     }
-    route_clear(in, counts);
     __syncthreads();
     plan_all<STREAMS>(l, in, counts, &plan);
     __syncthreads();
@@ -130,17 +129,25 @@ __device__ inline bool send_plan(const struct cuda_launch &l, const struct turn 
     return true;
 }
 
-/* The first block plans, and then pushes like the others if rows are streamed, since that takes few blocks. */
+/*
+ * The first block plans, and then pushes like the others if rows are streamed, since that takes few blocks. The counts are
+ * all 0.
+ */
 template <bool FT, bool STREAMS>
 __device__ inline void send_block(const struct cuda_launch &l, const struct turn *turn,
-                                  const struct dispatch_send_args &send, unsigned char *shared, int block)
+                                  const struct dispatch_send_args &send, const struct route_counts &counts,
+                                  unsigned char *shared, int block)
 {
-    struct route_counts counts = {(int32_t *)shared + MUSTER_MAX_RANKS, (int32_t *)shared};
     int blocks = l.plan.send_blocks;
     if (block == 0 && !send_plan<STREAMS>(l, turn, send, counts))
         return;
+    if (STREAMS && block == 0) {
+        __syncthreads(); /* all have been told */
+        route_clear(counts, l.shape.slots * l.shape.ranks);
+        __syncthreads();
+    }
     if (STREAMS)
-        send_stream_block<FT>(l, turn, send, counts, shared + l.plan.table_bytes, block, blocks);
+        send_stream_block<FT>(l, turn, send, counts, shared, block, blocks);
     else if (block > 0)
         send_push_block<FT>(l, turn, send, counts, block - 1, blocks - 1);
 }

@@ -193,7 +193,7 @@ __device__ inline void send_stream_block(const struct cuda_launch &l, const stru
         desk.taken[threadIdx.x] = 0;
     if (threadIdx.x == 0)
         desk.placed = 0;
-    if (!place_first<FT>(l, turn, send_routes(l, turn, send), counts))
+    if (!place_first<FT>(l, turn, counts))
         return;
     if (warp == (int32_t)blockDim.x / 32 - 1) {
         post_deliver(turn, &desk.office, l.shape.row_flag);

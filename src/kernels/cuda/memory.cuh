@@ -95,6 +95,12 @@ __device__ __forceinline__ void share_add(uint32_t *word, uint32_t value)
                  : "memory");
 }
 
+/* Asks for the line of a place that will be read soon, and that nobody writes. */
+__device__ __forceinline__ void expect_line(const void *place)
+{
+    asm volatile("prefetch.global.L1 [%0];" ::"l"(place));
+}
+
 /* A barrier for so many threads of the block, whole warps, while the others do something else. */
 __device__ __forceinline__ void share_barrier(int32_t threads)
 {

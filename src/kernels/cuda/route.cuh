@@ -36,9 +36,10 @@ __device__ __forceinline__ float route_weight(const struct route_input &in, int3
     return ((const float *)(in.send->topk_weights.data + (size_t)token * in.send->topk_weights.stride))[k];
 }
 
-__device__ inline void route_clear(const struct route_input &in, const struct route_counts &counts)
+/* By all threads of the block. */
+__device__ __forceinline__ void route_clear(const struct route_counts &counts, int32_t slots)
 {
-    for (int i = threadIdx.x; i < in.slots; i += blockDim.x)
+    for (int i = threadIdx.x; i < slots; i += blockDim.x)
         counts.slot[i] = 0;
     for (int i = threadIdx.x; i < MUSTER_MAX_RANKS; i += blockDim.x)
         counts.rank[i] = 0;
