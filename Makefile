@@ -7,7 +7,7 @@ CMAKE_FLAGS ?=
 FUZZ_SECONDS ?= 30
 SEED ?= 1
 
-.PHONY: all build demo test test-asan test-tsan test-gpu sanitize-gpu sim fuzz mutants bench bench-gpu lint format install clean
+.PHONY: all build demo test test-asan test-tsan test-simt test-gpu sanitize-gpu sim fuzz mutants bench bench-gpu lint format install clean
 all: build
 
 build:
@@ -19,9 +19,14 @@ build:
 demo: build
 	build/muster demo
 
-# Unit tests, simulators, process tests with real signals, mutants; then the same under the address sanitizer.
-test: build
+# Unit tests, simulators, kernels on a simulated GPU, process tests with real signals, mutants; then the same under the
+# address sanitizer.
+test:
+	@scripts/setup.sh test
+	@$(MAKE) --no-print-directory build
+	@cmake --build build -j $(JOBS) --target simt_tests -- --no-print-directory
 	ctest --test-dir build --output-on-failure -j $(JOBS) -L 'unit|sim|mutants'
+	ctest --test-dir build --output-on-failure -L '^kernels$$'
 	ctest --test-dir build --output-on-failure -L process
 	$(MAKE) --no-print-directory test-asan
 
@@ -37,6 +42,13 @@ test-tsan:
 	@cmake -S . -B build-tsan -DMUSTER_SANITIZE=thread >build-tsan.log 2>&1 || { cat build-tsan.log; exit 1; }
 	@cmake --build build-tsan -j $(JOBS) -- --no-print-directory
 	ctest --test-dir build-tsan --output-on-failure -L threads
+
+# All GPU tests on a simulated GPU, where there are CUDA's headers.
+test-simt:
+	@scripts/setup.sh test
+	@$(MAKE) --no-print-directory build
+	@cmake --build build -j $(JOBS) --target simt_tests -- --no-print-directory
+	ctest --test-dir build --output-on-failure -L kernels_all
 
 # On a machine with GPUs and nvcc; ranks share a GPU where there are fewer. Says what was skipped, and why.
 test-gpu: build

@@ -5,7 +5,7 @@ set -u
 cd "$(dirname "$0")/.." || exit 1
 failed=0
 
-mapfile -t sources < <(git ls-files --cached --others --exclude-standard '*.c' '*.h' '*.cu' '*.cuh')
+mapfile -t sources < <(git ls-files --cached --others --exclude-standard '*.c' '*.h' '*.cu' '*.cuh' '*.cpp')
 
 echo "format: ${#sources[@]} files"
 clang-format --dry-run -Werror "${sources[@]}" || failed=1

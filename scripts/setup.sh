@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Installs the Debian or Ubuntu packages that a target needs, where it may; otherwise prints the one line to run.
-# Usage: scripts/setup.sh build|lint|fuzz|bench
+# Usage: scripts/setup.sh build|test|lint|fuzz|bench
 set -u
 
 build="gcc libc6-dev make cmake pkg-config libcmocka-dev libjansson-dev libxxhash-dev libdlpack-dev"
 case "${1:-build}" in
 build) packages=$build ;;
+test) packages="$build g++ libboost-context-dev" ;;
 lint) packages="clang-format cppcheck universal-ctags git" ;;
 fuzz) packages="$build clang libclang-rt-14-dev" ;;
 bench) packages="$build openmpi-bin libopenmpi-dev" ;;
 *)
-    echo "usage: scripts/setup.sh build|lint|fuzz|bench" >&2
+    echo "usage: scripts/setup.sh build|test|lint|fuzz|bench" >&2
     exit 2
     ;;
 esac
