@@ -26,71 +26,55 @@ static __device__ __forceinline__ void combine_raise(const struct combine_work &
         raise_combine_lines(w.launch, turn);
 }
 
-template <bool FT, bool QUANTISED>
+/* How rows go home. A kernel for each: together they would not fit into the registers. */
+enum combine_kind { COMBINE_PLAIN, COMBINE_QUANTISED, COMBINE_STREAMED, COMBINE_KINDS };
+
+template <bool FT, enum combine_kind KIND>
 static __device__ void combine_block(const struct combine_work &w, const struct turn *turn)
 {
-    const struct cuda_plan &plan = w.launch.plan;
-    int block = (int)blockIdx.x;
+    const struct cuda_launch &l = w.launch;
+    int block = (int)blockIdx.x, sends = l.plan.send_blocks, receives = l.plan.receive_blocks;
     combine_raise(w, turn);
-    if (block < plan.send_blocks) {
-        send_rows_home<QUANTISED>(w.launch, turn, w.send, block, plan.send_blocks);
+    if (block < sends) {
+        if (KIND == COMBINE_STREAMED)
+            stream_send_block(l, turn, w.send, combine_shared, block, sends);
+        else
+            send_rows_home<KIND == COMBINE_QUANTISED>(l, turn, w.send, block, sends);
         return;
     }
-    block -= plan.send_blocks;
-    add_up_tokens<FT, QUANTISED>(w.launch, turn, w.receive, w.tokens, block, plan.receive_blocks);
+    block -= sends;
+    if (KIND == COMBINE_STREAMED)
+        stream_receive_block<FT>(l, turn, w.receive, w.tokens, combine_shared, block, receives);
+    else
+        add_up_tokens<FT, KIND == COMBINE_QUANTISED>(l, turn, w.receive, w.tokens, block, receives);
     if (block == 0)
-        await_combine_lines<FT>(w.launch, turn);
+        await_combine_lines<FT>(l, turn);
 }
 
-/* QUANTISED is a kernel of its own: together with the other it would not fit into the registers. */
-template <bool FT, bool QUANTISED>
+template <bool FT, enum combine_kind KIND>
 static __global__ void __launch_bounds__(OPERATIONS_MAX_THREADS)
     combine_kernel(const __grid_constant__ struct combine_work w)
 {
     __shared__ struct turn turn;
     if (turn_enter<FT>(w.launch, w.operation, &turn))
-        combine_block<FT, QUANTISED>(w, &turn);
-    turn_leave<FT>(w.launch, w.operation, &turn);
-}
-
-template <bool FT> static __device__ void combine_stream_block(const struct combine_work &w, const struct turn *turn)
-{
-    const struct cuda_plan &plan = w.launch.plan;
-    int block = (int)blockIdx.x;
-    combine_raise(w, turn);
-    if (block < plan.send_blocks) {
-        stream_send_block(w.launch, turn, w.send, combine_shared, block, plan.send_blocks);
-        return;
-    }
-    block -= plan.send_blocks;
-    stream_receive_block<FT>(w.launch, turn, w.receive, w.tokens, combine_shared, block, plan.receive_blocks);
-    if (block == 0)
-        await_combine_lines<FT>(w.launch, turn);
-}
-
-template <bool FT>
-static __global__ void __launch_bounds__(OPERATIONS_MAX_THREADS)
-    combine_stream_kernel(const __grid_constant__ struct combine_work w)
-{
-    __shared__ struct turn turn;
-    if (turn_enter<FT>(w.launch, w.operation, &turn))
-        combine_stream_block<FT>(w, &turn);
+        combine_block<FT, KIND>(w, &turn);
     turn_leave<FT>(w.launch, w.operation, &turn);
 }
 
 typedef void combine_function(const struct combine_work);
 
-static combine_function *const combine_kernels[2][3] = {{combine_kernel<false, false>, combine_kernel<false, true>,
-                                                         combine_stream_kernel<false>},
-                                                        {combine_kernel<true, false>, combine_kernel<true, true>,
-                                                         combine_stream_kernel<true>}};
+static combine_function *const combine_kernels[2][COMBINE_KINDS] = {{combine_kernel<false, COMBINE_PLAIN>,
+                                                                     combine_kernel<false, COMBINE_QUANTISED>,
+                                                                     combine_kernel<false, COMBINE_STREAMED>},
+                                                                    {combine_kernel<true, COMBINE_PLAIN>,
+                                                                     combine_kernel<true, COMBINE_QUANTISED>,
+                                                                     combine_kernel<true, COMBINE_STREAMED>}};
 
-/* Which of them. */
-static int combine_kind(const struct cuda_launch *launch)
+static enum combine_kind kind_of(const struct cuda_launch *launch)
 {
     if (launch->plan.streams)
-        return 2;
-    return launch->shape.quantise_return == MUSTER_EP_QUANTISE_NONE ? 0 : 1;
+        return COMBINE_STREAMED;
+    return launch->shape.quantise_return == MUSTER_EP_QUANTISE_NONE ? COMBINE_PLAIN : COMBINE_QUANTISED;
 }
 
 /* So many blocks as there are rows to be sent, and tokens to be added up; few of the threads have nothing to do. */
@@ -136,7 +120,7 @@ struct cuda_plan combine_plan(const struct exchange_shape *shape, int32_t tokens
 cudaError_t combine_prepare(int ordinal, int32_t *shared_bytes)
 {
     for (int ft = 0; ft < 2; ft++)
-        for (int kind = 0; kind < 3; kind++) {
+        for (int kind = 0; kind < COMBINE_KINDS; kind++) {
             cudaError_t error = launch_prepare((const void *)combine_kernels[ft][kind], ordinal, shared_bytes);
             if (error != cudaSuccess)
                 return error;
@@ -166,5 +150,5 @@ cudaError_t combine_launch(const struct cuda_launch *launch, const struct combin
         w.receive = *receive;
     else
         w.launch.plan.receive_blocks = 0;
-    return launch_kernel(combine_kernels[ft][combine_kind(launch)], w.launch.plan, stream, w);
+    return launch_kernel(combine_kernels[ft][kind_of(launch)], w.launch.plan, stream, w);
 }

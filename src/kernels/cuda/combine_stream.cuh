@@ -92,7 +92,7 @@ __device__ inline void stream_send_block(const struct cuda_launch &l, const stru
                                          const struct combine_send_args &send, unsigned char *shared, int block,
                                          int blocks)
 {
-    __shared__ uint64_t barriers[OPERATIONS_MAX_THREADS / 32];
+    __shared__ uint64_t barriers[OPERATIONS_MAX_WARPS];
     __shared__ struct post_office office;
     int32_t warp = (int32_t)threadIdx.x / 32, stage_bytes = l.plan.stage_bytes;
     struct bulk_stage stage;

@@ -12,8 +12,6 @@
 #include "kernels/cuda/region.cuh"
 #include "kernels/cuda/told.cuh"
 
-enum { RECEIVE_MAX_WARPS = OPERATIONS_MAX_THREADS / 32 };
-
 /* What a receiving block knows when all have told. In shared memory. */
 struct receiving {
     int32_t rows[MUSTER_MAX_RANKS]; /* from each rank */
@@ -461,7 +459,7 @@ __device__ inline void receive_block(const struct cuda_launch &l, const struct t
                                      int blocks)
 {
     __shared__ struct receiving r;
-    __shared__ uint64_t barriers[RECEIVE_MAX_WARPS];
+    __shared__ uint64_t barriers[OPERATIONS_MAX_WARPS];
     int warp = threadIdx.x / 32;
     if (threadIdx.x == 0) {
         r.most_rows = 0;

@@ -72,7 +72,7 @@ __device__ inline void stream_token(const struct cuda_launch &l, const struct tu
 struct stream_desk {
     struct post_office office;
     uint32_t placed; /* batches, so far */
-    uint32_t taken[OPERATIONS_MAX_THREADS / 32]; /* of those, by each pushing warp: its token's places are used */
+    uint32_t taken[OPERATIONS_MAX_WARPS]; /* of those, by each pushing warp: its token's places are used */
 };
 
 /* How the block's share of the tokens is cut. */
@@ -184,12 +184,12 @@ __device__ inline void send_stream_block(const struct cuda_launch &l, const stru
                                          const struct dispatch_send_args &send, const struct route_counts &counts,
                                          unsigned char *shared, int block, int blocks)
 {
-    __shared__ uint64_t barriers[OPERATIONS_MAX_THREADS / 32];
+    __shared__ uint64_t barriers[OPERATIONS_MAX_WARPS];
     __shared__ struct stream_desk desk;
     int32_t warp = (int32_t)threadIdx.x / 32, stage_bytes = l.plan.stage_bytes;
     struct stream_cut cut = stream_cut(send.tokens, l.plan.stages, block, blocks);
     post_open(&desk.office, l.plan.stages);
-    if (threadIdx.x < OPERATIONS_MAX_THREADS / 32)
+    if (threadIdx.x < OPERATIONS_MAX_WARPS)
         desk.taken[threadIdx.x] = 0;
     if (threadIdx.x == 0)
         desk.placed = 0;

@@ -57,8 +57,8 @@ struct cuda_plan {
     bool early; /* see launch_kernel() */
     bool streams; /* rows leave through stages, which takes few blocks; otherwise with ordinary stores */
     int32_t threads;
-    int32_t shared_bytes; /* dispatch, like the next four: table, tokens of a batch if it streams, stages */
-    int32_t table_bytes; /* routes to each slot (senders), or first rows of slots (receivers) */
+    int32_t shared_bytes; /* of a block: table and tokens of a batch (dispatch), stages */
+    int32_t table_bytes; /* dispatch: routes to each slot (senders), or first rows of slots (receivers) */
     int32_t batch_bytes;
     int32_t stage_bytes; /* of each stage: a row on its way through a warp */
     int32_t stages; /* of a block, each a warp's */
