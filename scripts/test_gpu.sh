@@ -42,7 +42,9 @@ else
         [ -x "$program" ] && one "$program"
     done
     for program in "$build"/tests/gpu_test_ep_exchange "$build"/tests/gpu_test_ep_modes; do
-        MUSTER_PLAN=2 one "$program" # once more, as if there were many tokens
+        for plan in 1 2; do
+            MUSTER_PLAN=$plan one "$program" # few tokens go in words; once more as if there were more, and many
+        done
     done
     for script in "$here"/tests/process/test_*_gpu.sh; do
         one "$script" "$build/muster" "$build/tests"

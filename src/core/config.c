@@ -35,10 +35,10 @@ static const struct config_setting settings[CONFIG_KEYS] = {
     [CONFIG_MULTIPROCESSORS] =
         {"MUSTER_MULTIPROCESSORS", "0", "", 0, 1024,
          "multiprocessors of a GPU that a rank's kernels may use; 0: all; they take four at least"},
-    [CONFIG_PLAN] =
-        {"MUSTER_PLAN", "0", "", 0, 2,
-         "how kernels share the multiprocessors of a GPU; 0: by the number of the rank's tokens, 1: as for few tokens, "
-         "with the least latency, 2: as for many, with few multiprocessors"},
+    [CONFIG_PLAN] = {"MUSTER_PLAN", "0", "", 0, 3,
+                     "how rows travel between GPUs; 0: by the number of the rank's tokens, 1: as for few tokens, 2: as "
+                     "for many, with "
+                     "few multiprocessors, 3: in words, where the exchange can, as for the fewest"},
     [CONFIG_LOG] = {"MUSTER_LOG", "warn", "", 0, 0, "how much is told on stderr: error, warn, info or debug"},
     [CONFIG_TRACE] = {"MUSTER_TRACE", "", "", 0, 0, "file for Chrome trace events, written at the end; %r = rank"},
     [CONFIG_FAULT] = {"MUSTER_FAULT", "", "", 0, 0, "fault point to arm: POINT:KILL|STOP|NONE[:COUNT] (for tests)"},

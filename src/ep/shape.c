@@ -139,7 +139,8 @@ uint64_t shape_rows(const struct exchange_shape *shape)
 
 static void add_array(struct exchange_shape *shape, uint64_t *next, size_t row_bytes)
 {
-    shape->array[shape->arrays++] = (struct exchange_array){take(next, shape_rows(shape) * row_bytes), row_bytes};
+    shape->array[shape->arrays++] =
+        (struct exchange_array){.offset = take(next, shape_rows(shape) * row_bytes), .row_bytes = row_bytes};
 }
 
 static size_t scale_bytes(int32_t hidden)
@@ -173,6 +174,45 @@ static int32_t told_words(const struct exchange_shape *shape)
     return EXCHANGE_TOLD_COUNTS + counts / 2 + counts % 2;
 }
 
+/* The widest that the rows of an array divide into, up to 8 bytes. */
+static int32_t word_bytes(size_t row_bytes)
+{
+    size_t widest = row_bytes & (~row_bytes + 1);
+    return (int32_t)(widest < 8 ? widest : 8);
+}
+
+/*
+ * Rows in words (see kernels/cuda/words.cuh): expert-major only, since other layouts are used where they arrive. None if
+ * the hidden states do not divide into 16 bytes, or words would carry less than 4 bytes.
+ */
+static void make_words(struct exchange_shape *shape)
+{
+    int32_t next = 2 * shape->topk;
+    bool can = shape->expert_major && !shape->quantise_return && shape->array[0].row_bytes % ROW_ALIGNMENT == 0;
+    for (int a = 0; a < shape->arrays; a++) {
+        struct exchange_array *array = &shape->array[a];
+        array->word_bytes = word_bytes(array->row_bytes);
+        array->first_word = next;
+        can = can && array->word_bytes >= 4;
+        next += (int32_t)(array->row_bytes / (size_t)array->word_bytes);
+    }
+    shape->word_row_words = next;
+    if (can)
+        shape->word_tokens = shape->tokens < EXCHANGE_WORD_TOKENS ? shape->tokens : EXCHANGE_WORD_TOKENS;
+}
+
+static uint64_t word_bytes_of_rows(const struct exchange_shape *shape)
+{
+    return (uint64_t)shape->ranks * (uint64_t)shape->word_tokens * (uint64_t)shape->word_row_words *
+           sizeof(struct exchange_word);
+}
+
+static uint64_t word_bytes_of_results(const struct exchange_shape *shape)
+{
+    uint64_t rows = (uint64_t)shape->word_tokens * (uint64_t)(shape->exact ? shape->topk : shape->ranks);
+    return rows * shape->result_bytes / 8 * sizeof(struct exchange_word);
+}
+
 /* Nothing here depends on how many tokens a step has: a slow rank of one step and a fast one of the next agree. */
 static void make_offsets(const muster_ep_config *config, uint64_t begin, struct exchange_shape *shape)
 {
@@ -186,15 +226,19 @@ static void make_offsets(const muster_ep_config *config, uint64_t begin, struct 
     shape->row_slot = take(&next, ranks * routes * sizeof(int32_t));
     shape->row_weight = take(&next, ranks * routes * sizeof(float));
     make_arrays(config, shape, &next);
+    make_words(shape);
     shape->results = take(&next, shape->exact ? 0 : rows * shape->return_bytes);
     shape->home = take(&next, shape->exact ? routes * shape->return_bytes : 0);
     shape->told = take(&next, ranks * (uint64_t)shape->told_words * sizeof(struct exchange_word));
+    shape->word_rows = take(&next, word_bytes_of_rows(shape));
+    shape->word_results = take(&next, word_bytes_of_results(shape));
     shape->row_index = take(&next, ranks * routes * sizeof(int32_t));
     shape->row_flag = take(&next, rows * sizeof(uint64_t));
     shape->arrived = keeps_results(shape) ? take(&next, rows * shape->return_bytes) : shape->results;
     shape->arrived_flag = take(&next, rows * sizeof(uint64_t));
     shape->state = take(&next, EXCHANGE_STATE_BYTES);
     shape->rows_from = take(&next, ranks * sizeof(int32_t));
+    shape->words_from = take(&next, ranks * sizeof(int32_t));
     shape->rows_before = take(&next, ranks * sizeof(int32_t));
     shape->token_ranks = take(&next, (uint64_t)shape->tokens * 2 * sizeof(uint64_t));
     shape->token_slots = take(&next, routes * sizeof(int32_t));

@@ -40,9 +40,19 @@ struct exchange_word {
 
 /*
  * What a rank tells another before its rows, a word each: its mask (two words), its step's number in the epoch, how many
- * rows come. Then counts, two to a word: expert-major the routes to each of the other's slots, flat the rows to each rank.
+ * rows come, and of which tokens if they come in words (a bit for each). Then counts, two to a word: expert-major the routes to
+ * each of the other's slots, flat the rows to each rank.
  */
-enum { EXCHANGE_TOLD_MASK, EXCHANGE_TOLD_STEP = EXCHANGE_TOLD_MASK + 2, EXCHANGE_TOLD_ROWS, EXCHANGE_TOLD_COUNTS };
+enum {
+    EXCHANGE_TOLD_MASK,
+    EXCHANGE_TOLD_STEP = EXCHANGE_TOLD_MASK + 2,
+    EXCHANGE_TOLD_ROWS,
+    EXCHANGE_TOLD_TOKENS,
+    EXCHANGE_TOLD_COUNTS
+};
+
+/* The most tokens of a rank whose rows can travel in words. */
+enum { EXCHANGE_WORD_TOKENS = 16 };
 
 enum { EXCHANGE_MAX_ARRAYS = 2 + MUSTER_EP_MAX_PAYLOADS, EXCHANGE_STATE_BYTES = 256 };
 
@@ -53,6 +63,8 @@ enum exchange_type { EXCHANGE_BF16, EXCHANGE_FP16, EXCHANGE_FP32 };
 struct exchange_array {
     uint64_t offset; /* of [R][T] rows */
     size_t row_bytes;
+    int32_t word_bytes; /* so much of a row lies in a word, where it travels in words */
+    int32_t first_word; /* of the array, in such a row */
 };
 
 /* What an exchange is, and where its parts lie in every region: a pure function of config and rank count (X6). */
@@ -78,6 +90,10 @@ struct exchange_shape {
     /* Only for backends that push results home and wait for single rows; others leave these untouched. */
     uint64_t told; /* [R][told_words] words: see EXCHANGE_TOLD_MASK */
     int32_t told_words;
+    int32_t word_tokens; /* a rank with no more tokens can send their rows in words; 0: none can */
+    int32_t word_row_words; /* of a row: two for each route (see dispatch_words.cuh), then the arrays */
+    uint64_t word_rows; /* [R][word_tokens][word_row_words] words: rows of dispatch, by token */
+    uint64_t word_results; /* rows of H in words: reduced [R][word_tokens], exact [word_tokens][K] */
     uint64_t row_index; /* [R][T][K] int32: which of its source's rows in that slot a route is; once laid out, of all */
     uint64_t row_flag; /* [R][T] flags: a row has come */
     uint64_t arrived; /* reduced: [R][T] rows: what each rank adds to this rank's token */
@@ -86,6 +102,7 @@ struct exchange_shape {
     /* Likewise, and written by this rank alone: what it keeps from one operation of a pair to the next. */
     uint64_t state; /* EXCHANGE_STATE_BYTES; all zero before the first pair */
     uint64_t rows_from; /* [R] int32: rows received from each rank; 0 for ranks that take no part */
+    uint64_t words_from; /* [R] int32: 1 if those came in words, and their results are to go so */
     uint64_t rows_before; /* [R] int32; flat: rows received from the ranks before each */
     uint64_t token_ranks; /* [T][2]: the ranks that own routes of a token: who owes it something */
     uint64_t token_slots; /* [T][K] int32: global slot of each route that was sent, otherwise -1 */

@@ -84,6 +84,23 @@ inline int __all_sync(unsigned mask, int yes)
     return __ballot_sync(mask, !yes) == 0;
 }
 
+inline unsigned __match_any_sync(unsigned, int value)
+{
+    const uint64_t *all = simt_exchange(SIMT_SHUFFLE, simt_bits(value));
+    unsigned same = 0;
+    for (unsigned lane = 0; lane < simt_lanes(); lane++)
+        same |= (unsigned)(simt_value<int>(all[lane]) == value) << lane;
+    return same;
+}
+
+inline int __reduce_max_sync(unsigned, int value)
+{
+    const uint64_t *all = simt_exchange(SIMT_SHUFFLE, simt_bits(value));
+    for (unsigned lane = 0; lane < simt_lanes(); lane++)
+        value = simt_value<int>(all[lane]) > value ? simt_value<int>(all[lane]) : value;
+    return value;
+}
+
 template <typename T> T simt_atomic_add(T *at, T value)
 {
     return __atomic_fetch_add(at, value, __ATOMIC_SEQ_CST);
@@ -108,6 +125,11 @@ inline unsigned long long atomicCAS(unsigned long long *at, unsigned long long s
 {
     __atomic_compare_exchange_n(at, &seen, value, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
     return seen;
+}
+
+inline unsigned long long atomicOr(unsigned long long *at, unsigned long long bits)
+{
+    return __atomic_fetch_or(at, bits, __ATOMIC_SEQ_CST);
 }
 
 template <typename T, typename Better> T simt_atomic_choose(T *at, T value, Better better)
@@ -147,6 +169,16 @@ inline void __nanosleep(unsigned)
 inline int __popc(unsigned bits)
 {
     return __builtin_popcount(bits);
+}
+
+inline int __popcll(unsigned long long bits)
+{
+    return __builtin_popcountll(bits);
+}
+
+inline int __clzll(long long bits)
+{
+    return bits ? __builtin_clzll((unsigned long long)bits) : 64;
 }
 
 inline int __ffs(int bits)

@@ -7,63 +7,78 @@
 #include "kernels/cuda/region.cuh"
 #include "kernels/cuda/sum.cuh"
 #include "kernels/cuda/wait.cuh"
+#include "kernels/cuda/words.cuh"
 
-/* Row of a part at home: what rank n adds to the token (reduced), or what route n brought (exact). */
-__device__ __forceinline__ const unsigned char *home_row(const struct cuda_launch &l, const struct turn *turn,
-                                                         int32_t token, int n)
+/* What is added up for a token. In shared memory, filled by one warp. */
+struct owed {
+    struct sum_parts parts;
+    int32_t from[MUSTER_EP_MAX_TOPK]; /* the rank that each part comes from */
+};
+
+enum { ADD_TOKENS = 8 };
+
+/* What a block knows of its next tokens. */
+struct adding {
+    struct owed token[ADD_TOKENS];
+};
+
+/* Row of a part at home: what rank n adds to the token (reduced), or what route n brought (exact). Needs no turn. */
+__device__ __forceinline__ const unsigned char *home_row(const struct cuda_launch &l, int32_t token, int n)
 {
     const struct exchange_shape &shape = l.shape;
+    size_t route = (size_t)token * (size_t)shape.topk + (size_t)n;
+    if (l.plan.words)
+        return (const unsigned char *)words_result(shape, l.own.base,
+                                                   shape.exact ? route : (size_t)(n * shape.word_tokens + token));
     if (shape.exact)
-        return region_at(turn, turn->rank, shape.home) +
-               ((size_t)token * (size_t)shape.topk + (size_t)n) * shape.return_bytes;
-    return region_at(turn, turn->rank, shape.arrived) + row_at(shape, n, token) * shape.return_bytes;
+        return l.own.base + shape.home + route * shape.return_bytes;
+    return l.own.base + shape.arrived + row_at(shape, n, token) * shape.return_bytes;
 }
 
 /* Exact: the routes that were sent, in k order, with their weights. A lane is a route. */
-__device__ inline void find_routes(const struct cuda_launch &l, const struct turn *turn, int32_t token,
-                                   struct sum_parts *parts)
+__device__ inline void find_routes(const struct cuda_launch &l, int32_t token, struct owed *owed)
 {
     int lane = threadIdx.x & 31;
     size_t route = (size_t)token * (size_t)l.shape.topk + (size_t)lane;
-    bool sent = lane < l.shape.topk && l.own.token_slots[route] >= 0;
-    unsigned all = __ballot_sync(~0u, sent);
-    if (sent) {
+    int32_t slot = lane < l.shape.topk ? l.own.token_slots[route] : -1;
+    unsigned all = __ballot_sync(~0u, slot >= 0);
+    if (slot >= 0) {
         int part = __popc(all & ((1u << lane) - 1));
-        parts->row[part] = home_row(l, turn, token, lane);
-        parts->weight[part] = l.own.token_weights[route];
+        owed->parts.row[part] = home_row(l, token, lane);
+        owed->parts.weight[part] = l.own.token_weights[route];
+        owed->from[part] = slot / l.shape.slots;
     }
     if (lane == 0)
-        parts->count = __popc(all);
+        owed->parts.count = __popc(all);
 }
 
 /* Reduced: the ranks that own routes, in rank order; they have weighted. */
-__device__ inline void find_ranks(const struct cuda_launch &l, const struct turn *turn, int32_t token,
-                                  struct sum_parts *parts)
+__device__ inline void find_ranks(const struct cuda_launch &l, int32_t token, struct owed *owed)
 {
     int32_t count = 0;
-    for (int begin = 0; begin < turn->ranks; begin += 32) {
+    for (int begin = 0; begin < l.shape.ranks; begin += 32) {
         uint64_t word = l.own.token_ranks[2 * (size_t)token + (size_t)(begin >> 6)];
         unsigned all = (unsigned)(word >> (begin & 63)), lane = threadIdx.x & 31;
         if (all >> lane & 1) {
             int part = count + __popc(all & ((1u << lane) - 1));
-            parts->row[part] = home_row(l, turn, token, begin + (int)lane);
-            parts->weight[part] = 1.0f;
+            owed->parts.row[part] = home_row(l, token, begin + (int)lane);
+            owed->parts.weight[part] = 1.0f;
+            owed->from[part] = begin + (int)lane;
         }
         count += __popc(all);
     }
     if ((threadIdx.x & 31) == 0)
-        parts->count = count;
+        owed->parts.count = count;
 }
 
-/* What is added up for a token. One warp. */
-__device__ inline void find_token(const struct cuda_launch &l, const struct turn *turn, int32_t token,
-                                  struct sum_parts *parts)
+/* One warp. */
+__device__ inline void find_token(const struct cuda_launch &l, int32_t token, struct owed *owed)
 {
-    parts->aligned = true; /* rows at home are multiples of 16 bytes */
+    owed->parts.aligned = true; /* rows at home are multiples of 16 bytes */
     if (l.shape.exact)
-        find_routes(l, turn, token, parts);
+        find_routes(l, token, owed);
     else
-        find_ranks(l, turn, token, parts);
+        find_ranks(l, token, owed);
 }
 
 /* A thread waits for each rank that owes something to the token. */
@@ -99,27 +114,94 @@ __device__ __forceinline__ void add_up_token(const struct exchange_shape &shape,
         sum_row(parts, shape.type, to, shape.result_bytes);
 }
 
-enum { ADD_TOKENS = 8 };
-
-/* As in combine_send.cuh, each warp finds out about another of the block's next tokens. */
-template <bool FT, bool QUANTISED>
-__device__ inline void add_up_tokens(const struct cuda_launch &l, const struct turn *turn,
-                                     const struct combine_receive_args &args, int32_t tokens, int block, int blocks)
+/* Adds up a part of a token that comes home in words. False: the step is void. */
+template <bool FT, enum exchange_type TYPE>
+__device__ inline bool add_up_words(const struct cuda_launch &l, const struct turn *turn, const struct owed *owed,
+                                    const struct words_share &share, unsigned char *to)
 {
-    __shared__ struct sum_parts parts[ADD_TOKENS];
-    int32_t warps = (int32_t)blockDim.x / 32, ahead = warps < ADD_TOKENS ? warps : ADD_TOKENS;
-    for (int32_t first = block; first < tokens; first += ahead * blocks) {
-        int32_t mine = first + (int32_t)threadIdx.x / 32 * blocks;
-        __syncthreads(); /* the tokens before are added up */
-        if (threadIdx.x / 32 < ahead && mine < tokens)
-            find_token(l, turn, mine, &parts[threadIdx.x / 32]);
-        __syncthreads();
-        for (int32_t n = 0; n < ahead && first + n * blocks < tokens; n++) {
-            int32_t token = first + n * blocks;
-            if (!await_ranks<FT>(l, turn, token))
-                return;
-            add_up_token<QUANTISED>(l.shape, &parts[n], args.out + (size_t)token * l.shape.result_bytes);
+    bool aligned = copy_width(copy_bits(to)) == 16;
+    for (int32_t n = share.begin + (int32_t)threadIdx.x; n < share.end; n += (int32_t)blockDim.x) {
+        float total[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+        for (int begin = 0; begin < owed->parts.count; begin += SUM_FLIGHT) {
+            uint64_t value[2 * SUM_FLIGHT];
+            auto word = [&](int i) {
+                auto row = (const struct exchange_word *)owed->parts.row[begin + i / 2];
+                return begin + i / 2 < owed->parts.count ? row + 2 * n + i % 2 : NULL;
+            };
+            auto peer = [&](int i) { return owed->from[begin + i / 2]; };
+            if (!words_await<FT, 2 * SUM_FLIGHT>(l, turn, MUSTER_PHASE_COMBINE, word, peer, value))
+                return false;
+#pragma unroll
+            for (int i = 0; i < SUM_FLIGHT; i++)
+                if (begin + i < owed->parts.count)
+                    sum_add<TYPE>(total, words_piece(value[2 * i], value[2 * i + 1]), owed->parts.weight[begin + i]);
         }
+        sum_store(to + (size_t)n * SUM_PIECE, sum_round<TYPE>(total), aligned);
+    }
+    return true;
+}
+
+template <bool FT>
+__device__ inline bool add_up_in_words(const struct cuda_launch &l, const struct turn *turn, const struct owed *owed,
+                                       int32_t unit, unsigned char *to)
+{
+    struct words_share share = words_share(l.plan.receive_cut, (int32_t)(l.shape.result_bytes / SUM_PIECE), unit);
+    bool come;
+    switch (l.shape.type) {
+    case EXCHANGE_BF16: come = add_up_words<FT, EXCHANGE_BF16>(l, turn, owed, share, to); break;
+    case EXCHANGE_FP16: come = add_up_words<FT, EXCHANGE_FP16>(l, turn, owed, share, to); break;
+    default: come = add_up_words<FT, EXCHANGE_FP32>(l, turn, owed, share, to);
+    }
+    return __syncthreads_and(come);
+}
+
+/* As in combine_send.cuh, each warp finds out about another of the block's next tokens, of which so many units are one. */
+__device__ inline void find_tokens(const struct cuda_launch &l, int32_t tokens, int32_t first, int32_t warp,
+                                   struct adding *a)
+{
+    int32_t token = words_row_of(l.plan.receive_cut, first + warp * l.plan.receive_blocks);
+    if (warp < ADD_TOKENS && token < tokens)
+        find_token(l, token, &a->token[warp]);
+}
+
+/* The first ones while the turn is entered: see turn_enter(). */
+__device__ inline void adding_prepare(const struct cuda_launch &l, int32_t tokens, int block, int thread,
+                                      struct adding *a)
+{
+    find_tokens(l, tokens, block, thread / 32, a);
+}
+
+template <bool FT, bool QUANTISED, bool WORDS>
+__device__ inline bool add_up_unit(const struct cuda_launch &l, const struct turn *turn, const struct owed *owed,
+                                   int32_t unit, unsigned char *out)
+{
+    int32_t token = words_row_of(l.plan.receive_cut, unit);
+    unsigned char *to = out + (size_t)token * l.shape.result_bytes;
+    if (WORDS)
+        return add_up_in_words<FT>(l, turn, owed, unit, to);
+    if (!await_ranks<FT>(l, turn, token))
+        return false;
+    add_up_token<QUANTISED>(l.shape, &owed->parts, to);
+    return true;
+}
+
+/* WORDS: they come home in words. */
+template <bool FT, bool QUANTISED, bool WORDS>
+__device__ inline void add_up_tokens(const struct cuda_launch &l, const struct turn *turn,
+                                     const struct combine_receive_args &args, int32_t tokens, int block, int blocks,
+                                     struct adding *a)
+{
+    int32_t warps = (int32_t)blockDim.x / 32 - 1, ahead = warps < ADD_TOKENS ? warps : ADD_TOKENS;
+    int32_t units = tokens << l.plan.receive_cut.log2_parts;
+    for (int32_t first = block; first < units; first += ahead * blocks) {
+        if (first != block) {
+            __syncthreads(); /* the tokens before are added up */
+            find_tokens(l, tokens, first, (int32_t)threadIdx.x / 32, a);
+            __syncthreads();
+        }
+        for (int32_t n = 0; n < ahead && first + n * blocks < units; n++)
+            if (!add_up_unit<FT, QUANTISED, WORDS>(l, turn, &a->token[n], first + n * blocks, args.out))
+                return;
     }
 }
 

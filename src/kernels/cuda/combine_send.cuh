@@ -2,24 +2,35 @@
 /*
  * First half of combine: bring home what this rank's experts made of each row. Reduced: weighted and added up here, one
  * row per token. Exact: every expert's row. Rank-major and flat: the caller has added up already. Blocks take rows in the
- * order in which they came: row 0 of every source, row 1 of every source, and so on.
+ * order in which they came: row 0 of every source, row 1 of every source, and so on. Results of a row that came in words
+ * go home in words.
  */
 #ifndef CUDA_COMBINE_SEND_CUH
 #define CUDA_COMBINE_SEND_CUH
 
+#include "kernels/cuda/divide.cuh"
 #include "kernels/cuda/quantise_return.cuh"
 #include "kernels/cuda/region.cuh"
 #include "kernels/cuda/sum.cuh"
+#include "kernels/cuda/words.cuh"
 
-/* One row that was received, and where its experts' results lie. In shared memory, filled by one warp. */
 enum { RETURN_BATCH = 3, RETURN_ROWS = 2 * RETURN_BATCH };
 
+/* One row that was received, and where its experts' results lie. In shared memory, filled by one warp. */
 struct returned_row {
+    int32_t rank; /* that it is from */
+    int32_t token; /* of that rank */
     uint32_t there; /* it is a row that came */
-    int32_t token; /* of its home rank */
+    uint32_t words; /* and it came in words, as its results go home */
     uint32_t good; /* what came with it can be used */
     struct sum_parts parts; /* the results, in k order */
     int32_t k[MUSTER_EP_MAX_TOPK]; /* of each part */
+};
+
+/* What a block knows of its next rows, and of how many there are. In shared memory. */
+struct returning {
+    int32_t most_rows, most_in_words; /* that came from any rank, in either way */
+    struct returned_row row[RETURN_ROWS];
 };
 
 /* Row j of a source, where dispatch put it. */
@@ -45,19 +56,19 @@ struct stored_row {
     float weight;
 };
 
-/* All loads are under way before the first is used. */
-__device__ inline struct stored_row load_row(const struct cuda_launch &l, const struct turn *turn, size_t row)
+/* All loads are under way before the first is used. Needs no turn: what lies in this rank's region, it knows. */
+__device__ inline struct stored_row load_row(const struct cuda_launch &l, size_t row)
 {
     const struct exchange_shape &shape = l.shape;
     int lane = threadIdx.x & 31;
     size_t route = row * (size_t)shape.topk + (size_t)lane;
     struct stored_row in = {0, -1, 0, 0.0f};
-    in.token = ((const volatile int32_t *)region_at(turn, turn->rank, shape.row_token))[row];
+    in.token = ((const volatile int32_t *)(l.own.base + shape.row_token))[row];
     if (!shape.expert_major || lane >= shape.topk)
         return in;
-    in.slot = ((const volatile int32_t *)region_at(turn, turn->rank, shape.row_slot))[route];
-    in.index = ((const volatile int32_t *)region_at(turn, turn->rank, shape.row_index))[route];
-    in.weight = ((const volatile float *)region_at(turn, turn->rank, shape.row_weight))[route];
+    in.slot = ((const volatile int32_t *)(l.own.base + shape.row_slot))[route];
+    in.index = ((const volatile int32_t *)(l.own.base + shape.row_index))[route];
+    in.weight = ((const volatile float *)(l.own.base + shape.row_weight))[route];
     return in;
 }
 
@@ -85,28 +96,80 @@ __device__ inline void find_parts(const struct combine_send_args &send, const st
 }
 
 /*
- * One warp finds out about row j of a rank, if it is there, which is known as late as what lies beside it. That is checked
- * before it is used (X9).
+ * One warp finds out about row j of a rank, if it is there, which is known as late as what lies beside it. Whether that can
+ * be used is told here, and found to be an error where it is to be (X9).
  */
-__device__ inline void find_row(const struct cuda_launch &l, const struct turn *turn,
-                                const struct combine_send_args &send, int rank, int32_t j, struct returned_row *out)
+__device__ inline void find_row(const struct cuda_launch &l, const struct combine_send_args &send, int rank, int32_t j,
+                                struct returned_row *out)
 {
-    struct stored_row in = load_row(l, turn, received_row(l, rank, j));
-    bool there = j < l.own.rows_from[rank];
-    if ((threadIdx.x & 31) == 0)
-        out->there = there;
-    if (!there)
-        return;
-    bool good = in.token >= 0 && in.token < l.shape.tokens && in.slot >= -1 && in.slot < l.shape.slots;
+    struct stored_row in = load_row(l, received_row(l, rank, j));
+    bool there = j < l.own.rows_from[rank], words = l.own.words_from[rank] != 0;
+    int32_t tokens = words ? l.shape.word_tokens : l.shape.tokens;
+    bool good = in.token >= 0 && in.token < tokens && in.slot >= -1 && in.slot < l.shape.slots;
     good = __all_sync(~0u, good && in.index >= 0 && in.index < l.shape.ranks * l.shape.tokens);
-    if (good && l.shape.expert_major)
+    if (there && good && l.shape.expert_major)
         find_parts(send, in, out);
     if ((threadIdx.x & 31) != 0)
         return;
+    out->rank = rank;
     out->token = in.token;
+    out->there = there;
+    out->words = words;
     out->good = good;
-    if (!good)
-        turn_fail(l, MUSTER_REASON_VALUE, MUSTER_PHASE_COMBINE, rank, turn->epoch, (uint32_t)in.token);
+}
+
+/* A warp for each of a block's next rows: of units `first`, `first` + `blocks` and so on, 2^log2_parts of which are one. */
+__device__ inline void find_rows(const struct cuda_launch &l, const struct combine_send_args &send, int32_t first,
+                                 int32_t blocks, int32_t log2_parts, int32_t warp, struct returning *r)
+{
+    int32_t i = (first + warp * blocks) >> log2_parts;
+    struct quotient at = divide(i, l.by.ranks);
+    if (warp >= RETURN_ROWS)
+        return;
+    if (i < l.shape.tokens * l.shape.ranks) /* at most 2^23 */
+        find_row(l, send, at.rest, at.whole, &r->row[warp]);
+    else if ((threadIdx.x & 31) == 0)
+        r->row[warp].there = 0;
+}
+
+/* How many rows came from any rank in each of the two ways. One warp. */
+__device__ inline void find_most(const struct cuda_launch &l, struct returning *r)
+{
+    int32_t rows = 0, words = 0;
+    for (int rank = threadIdx.x & 31; rank < l.shape.ranks; rank += 32) {
+        int32_t from = l.own.rows_from[rank];
+        int32_t *most = l.own.words_from[rank] ? &words : &rows;
+        *most = from > *most ? from : *most;
+    }
+    rows = __reduce_max_sync(~0u, rows);
+    words = __reduce_max_sync(~0u, words);
+    if ((threadIdx.x & 31) == 0) {
+        r->most_rows = rows;
+        r->most_in_words = words;
+    }
+}
+
+/* Rows that a block of so many warps finds out about at a time; it has four warps or more. */
+__device__ __forceinline__ int32_t rows_ahead(int32_t warps)
+{
+    return warps < RETURN_ROWS ? RETURN_BATCH : RETURN_ROWS;
+}
+
+/* While the turn is entered: see turn_enter(). */
+__device__ inline void returning_prepare(const struct cuda_launch &l, const struct combine_send_args &send, int block,
+                                         int thread, int threads, struct returning *r)
+{
+    int32_t warp = thread / 32, warps = threads / 32;
+    find_rows(l, send, block, l.plan.send_blocks, l.plan.send_cut.log2_parts, warp, r);
+    if (warp == warps - 1)
+        find_most(l, r);
+}
+
+/* X9. Returns false. */
+__device__ inline bool refuse_row(const struct cuda_launch &l, const struct turn *turn, const struct returned_row *row)
+{
+    turn_fail(l, MUSTER_REASON_VALUE, MUSTER_PHASE_COMBINE, row->rank, turn->epoch, (uint32_t)row->token);
+    return false;
 }
 
 /* QUANTISED: rows go home in codes (quantise_return). A row of the caller's as it is, or in codes. */
@@ -161,6 +224,17 @@ __device__ inline void raise_combine_lines(const struct cuda_launch &l, const st
             flag_raise(&line_at(turn, rank, l.shape.combine_line, turn->rank)->flag, turn->stamp);
 }
 
+/* The block's next rows, when those before are returned. By all threads. */
+__device__ inline void find_next_rows(const struct cuda_launch &l, const struct combine_send_args &send, int32_t first,
+                                      int32_t blocks, int32_t log2_parts, struct returning *r)
+{
+    __syncthreads();
+    find_rows(l, send, first, blocks, log2_parts, (int32_t)threadIdx.x / 32, r);
+    __syncthreads();
+}
+
+/* ------------------------------------------------------------------------------------------------------ row by row */
+
 /*
  * Returns some of the rows that were found out about, row i first and then every `blocks`-th, and raises their flags: one
  * fence for all of them, while the other warps go on. False: one of them cannot be used.
@@ -171,49 +245,118 @@ __device__ inline bool return_batch(const struct cuda_launch &l, const struct tu
                                     const struct returned_row *rows)
 {
     for (int n = 0; n < RETURN_BATCH; n++) {
-        int32_t row = i + n * blocks;
-        if (rows[n].there && !rows[n].good)
-            return false;
-        if (rows[n].there)
-            return_row<QUANTISED>(l, turn, send, row % turn->ranks, row / turn->ranks, &rows[n]);
+        bool returns = rows[n].there && !rows[n].words;
+        if (returns && !rows[n].good)
+            return refuse_row(l, turn, &rows[n]);
+        if (returns)
+            return_row<QUANTISED>(l, turn, send, rows[n].rank, divide_whole(i + n * blocks, l.by.ranks), &rows[n]);
     }
     __syncthreads();
     int n = (int)threadIdx.x;
-    if (n >= RETURN_BATCH || !rows[n].there)
+    if (n >= RETURN_BATCH || !rows[n].there || rows[n].words)
         return true;
-    uint64_t *flag = (uint64_t *)region_at(turn, (i + n * blocks) % turn->ranks, l.shape.arrived_flag);
+    uint64_t *flag = (uint64_t *)region_at(turn, rows[n].rank, l.shape.arrived_flag);
     flag_raise(flag + row_at(l.shape, turn->rank, rows[n].token), turn->stamp);
     return true;
 }
 
+template <bool QUANTISED>
+__device__ inline void return_rows(const struct cuda_launch &l, const struct turn *turn,
+                                   const struct combine_send_args &send, int block, int blocks, bool prepared,
+                                   struct returning *r)
+{
+    int32_t ahead = rows_ahead((int32_t)blockDim.x / 32 - 1), all = r->most_rows * turn->ranks;
+    for (int32_t first = block; first < all; first += ahead * blocks) {
+        if (first != block || !prepared)
+            find_next_rows(l, send, first, blocks, 0, r);
+        for (int32_t n = 0; n < ahead; n += RETURN_BATCH)
+            if (!return_batch<QUANTISED>(l, turn, send, first + n * blocks, blocks, &r->row[n]))
+                return;
+    }
+}
+
+/* --------------------------------------------------------------------------------------------------------- in words */
+
+/* A share of the sum of a row's results. A warp takes 32 pieces at a time. */
+__device__ inline void return_sum_in_words(const struct cuda_launch &l, const struct turn *turn,
+                                           const struct returned_row *row, const struct words_share &share)
+{
+    size_t to = (size_t)(turn->rank * l.shape.word_tokens + row->token);
+    struct exchange_word *home = words_result(l.shape, region_at(turn, row->rank, 0), to);
+    for (int32_t n = share.begin + (int32_t)threadIdx.x; n - (int32_t)(threadIdx.x & 31) < share.end;
+         n += (int32_t)blockDim.x) {
+        uint4 piece = make_uint4(0, 0, 0, 0);
+        if (n < share.end)
+            piece = sum_pieces_of(l.shape.type, &row->parts, (size_t)n * SUM_PIECE);
+        words_publish(home, n, share.end, piece, turn->stamp);
+    }
+}
+
+/* A share of each of them. */
+__device__ inline void return_each_in_words(const struct cuda_launch &l, const struct turn *turn,
+                                            const struct returned_row *row, const struct words_share &share)
+{
+    unsigned char *region = region_at(turn, row->rank, 0);
+    int32_t chunks = (share.end - share.begin + 31) / 32;
+    for (int32_t i = (int32_t)threadIdx.x / 32; i < row->parts.count * chunks; i += (int32_t)blockDim.x / 32) {
+        int32_t p = i / chunks, n = share.begin + i % chunks * 32 + (int32_t)(threadIdx.x & 31);
+        size_t to = (size_t)(row->token * l.shape.topk + row->k[p]);
+        uint4 piece = make_uint4(0, 0, 0, 0);
+        if (n < share.end)
+            piece = sum_load(row->parts.row[p] + (size_t)n * SUM_PIECE, row->parts.aligned);
+        words_publish(words_result(l.shape, region, to), n, share.end, piece, turn->stamp);
+    }
+}
+
+/* Not inlined: that would take registers from those who return rows of many tokens. */
+static __device__ __noinline__ void return_words(const struct cuda_launch &l, const struct turn *turn,
+                                                 const struct returned_row *row, int32_t unit)
+{
+    struct words_share share = words_share(l.plan.send_cut, (int32_t)(l.shape.result_bytes / SUM_PIECE), unit);
+    if (l.shape.exact)
+        return_each_in_words(l, turn, row, share);
+    else
+        return_sum_in_words(l, turn, row, share);
+}
+
+/* Those that were prepared are the first. False: what was found out about is no longer that, or there is an error. */
+__device__ inline bool return_in_words(const struct cuda_launch &l, const struct turn *turn,
+                                       const struct combine_send_args &send, int block, int blocks, struct returning *r)
+{
+    int32_t ahead = rows_ahead((int32_t)blockDim.x / 32 - 1), log2_parts = l.plan.send_cut.log2_parts;
+    int32_t all = r->most_in_words * turn->ranks << log2_parts;
+    for (int32_t first = block; first < all; first += ahead * blocks) {
+        if (first != block)
+            find_next_rows(l, send, first, blocks, log2_parts, r);
+        for (int32_t n = 0; n < ahead; n++) {
+            const struct returned_row *row = &r->row[n];
+            if (!row->there || !row->words)
+                continue;
+            if (!row->good)
+                return refuse_row(l, turn, row);
+            return_words(l, turn, row, first + n * blocks);
+        }
+    }
+    return all <= ahead * blocks;
+}
+
 /*
  * Credit to store at home (X4): every active rank's dispatch line of this pair has been read, and a rank raises it when
- * the combine of the pair before, which read what lay there, is over. The flag comes after the row: all threads have
+ * the combine of the pair before, which read what lay there, is over. A flag comes after its row: all threads have
  * stored before the barrier, and it is a release (X5).
  *
  * What is known of a row takes several loads, one after the other, to find out. So each warp finds out about another of
- * the block's next rows, all at the same time, before the block returns them one by one.
+ * the block's next rows, all at the same time, before the block returns them one by one; the first ones while it enters.
  */
 template <bool QUANTISED>
 __device__ inline void send_rows_home(const struct cuda_launch &l, const struct turn *turn,
-                                      const struct combine_send_args &send, int block, int blocks)
+                                      const struct combine_send_args &send, int block, int blocks, struct returning *r)
 {
-    __shared__ struct returned_row rows[RETURN_ROWS];
-    int32_t ranks = turn->ranks, all = l.shape.tokens * ranks; /* at most 2^23: row 0 of every rank, row 1, ... */
-    int32_t warp = (int32_t)threadIdx.x / 32, warps = (int32_t)blockDim.x / 32;
-    int32_t ahead = warps < RETURN_ROWS ? RETURN_BATCH : RETURN_ROWS; /* a block has four warps or more */
-    for (int32_t first = block; first < all; first += ahead * blocks) {
-        int32_t mine = first + warp * blocks;
-        __syncthreads(); /* the rows before are returned */
-        if (warp < ahead && mine < all)
-            find_row(l, turn, send, mine % ranks, mine / ranks, &rows[warp]);
-        else if (warp < ahead)
-            rows[warp].there = 0;
-        __syncthreads();
-        for (int32_t n = 0; n < ahead; n += RETURN_BATCH)
-            if (!return_batch<QUANTISED>(l, turn, send, first + n * blocks, blocks, &rows[n]))
-                return;
-    }
+    bool prepared = l.plan.send_cut.log2_parts == 0;
+    if (!QUANTISED && r->most_in_words > 0)
+        prepared = return_in_words(l, turn, send, block, blocks, r) && prepared;
+    if (r->most_rows > 0)
+        return_rows<QUANTISED>(l, turn, send, block, blocks, prepared, r);
 }
 
 #endif

@@ -129,12 +129,12 @@ __device__ inline void stream_receive_block(const struct cuda_launch &l, const s
                                             unsigned char *shared, int block, int blocks)
 {
     int32_t warp = (int32_t)threadIdx.x / 32, warps = (int32_t)blockDim.x / 32;
-    struct sum_parts *parts = (struct sum_parts *)shared + warp;
+    struct owed *owed = (struct owed *)shared + warp;
     for (int32_t token = warp * blocks + block; token < tokens; token += warps * blocks) {
-        find_token(l, turn, token, parts);
+        find_token(l, token, owed);
         if (!stream_await<FT>(l, turn, token)) /* its barrier shows the parts to all lanes */
             return;
-        sum_row_of(l.shape.type, parts, args.out + (size_t)token * l.shape.result_bytes, l.shape.result_bytes);
+        sum_row_of(l.shape.type, &owed->parts, args.out + (size_t)token * l.shape.result_bytes, l.shape.result_bytes);
         __syncwarp();
     }
 }

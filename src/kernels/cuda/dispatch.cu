@@ -23,36 +23,61 @@ static __device__ __forceinline__ struct route_counts dispatch_counts()
     return {(int32_t *)dispatch_shared + MUSTER_MAX_RANKS, (int32_t *)dispatch_shared};
 }
 
-template <bool FT, bool STREAMS>
-static __device__ void dispatch_block(const struct dispatch_work &w, const struct turn *turn)
+template <bool FT, enum dispatch_kind KIND>
+static __device__ void dispatch_block(const struct dispatch_work &w, const struct turn *turn, struct send_plan *made)
 {
     const struct cuda_plan &plan = w.launch.plan;
     int block = (int)blockIdx.x, receiver = plan.shares ? block : block - plan.send_blocks;
     if (block < plan.send_blocks)
-        send_block<FT, STREAMS>(w.launch, turn, w.send, dispatch_counts(), dispatch_shared + plan.table_bytes, block);
+        send_block<FT, KIND>(w.launch, turn, w.send, dispatch_counts(), made, dispatch_shared + plan.table_bytes,
+                             block);
     if (plan.shares)
         __syncthreads(); /* the shared memory has another use now */
     if (receiver >= 0 && receiver < plan.receive_blocks)
-        receive_block<FT>(w.launch, turn, w.receive, dispatch_shared, receiver, plan.receive_blocks);
+        receive_block<FT, KIND == DISPATCH_WORDS>(w.launch, turn, w.receive, dispatch_shared, receiver,
+                                                  plan.receive_blocks);
 }
 
-/* Kernels of their own, so that few tokens do not pay for what many need. */
-template <bool FT, bool STREAMS>
-static __global__ void __launch_bounds__(OPERATIONS_MAX_THREADS)
+/* What can be done before the turn is known. */
+template <enum dispatch_kind KIND>
+static __device__ __forceinline__ void dispatch_prepare_block(const struct dispatch_work &w, int thread, int threads)
+{
+    int block = (int)blockIdx.x;
+    if (KIND == DISPATCH_WORDS && block < w.launch.plan.send_blocks)
+        words_prepare(w.launch, w.send, dispatch_shared + w.launch.plan.table_bytes, block - 1, thread, threads);
+}
+
+template <bool FT, enum dispatch_kind KIND>
+static __global__ void __launch_bounds__(KIND == DISPATCH_WORDS ? OPERATIONS_WORD_THREADS : OPERATIONS_MAX_THREADS, 1)
     dispatch_kernel(const __grid_constant__ struct dispatch_work w)
 {
     __shared__ struct turn turn;
+    __shared__ struct send_plan plan; /* of the block that plans */
     if ((int)blockIdx.x < w.launch.plan.send_blocks)
         route_clear(dispatch_counts(), w.launch.shape.slots * w.launch.shape.ranks); /* while the gate is asked */
-    if (turn_enter<FT>(w.launch, w.operation, &turn))
-        dispatch_block<FT, STREAMS>(w, &turn);
-    turn_leave<FT>(w.launch, w.operation, &turn);
+    if (blockIdx.x == 0)
+        plan_clear(&plan);
+    auto prepare = [&](int thread, int threads) { dispatch_prepare_block<KIND>(w, thread, threads); };
+    if (turn_enter<FT>(w.launch, w.operation, &turn, prepare))
+        dispatch_block<FT, KIND>(w, &turn, &plan);
+    turn_leave<FT>(w.launch, w.operation, &turn, true);
 }
 
 typedef void dispatch_function(const struct dispatch_work);
 
-static dispatch_function *const dispatch_kernels[2][2] = {{dispatch_kernel<false, false>, dispatch_kernel<false, true>},
-                                                          {dispatch_kernel<true, false>, dispatch_kernel<true, true>}};
+static dispatch_function *const dispatch_kernels[2][DISPATCH_KINDS] = {{dispatch_kernel<false, DISPATCH_PUSHED>,
+                                                                        dispatch_kernel<false, DISPATCH_WORDS>,
+                                                                        dispatch_kernel<false, DISPATCH_STREAMED>},
+                                                                       {dispatch_kernel<true, DISPATCH_PUSHED>,
+                                                                        dispatch_kernel<true, DISPATCH_WORDS>,
+                                                                        dispatch_kernel<true, DISPATCH_STREAMED>}};
+
+static enum dispatch_kind kind_of(const struct cuda_launch *launch)
+{
+    if (launch->plan.streams)
+        return DISPATCH_STREAMED;
+    return launch->plan.words ? DISPATCH_WORDS : DISPATCH_PUSHED;
+}
 
 /* So many stages as fit behind the tables, each for a row of the longest array if that is not too long. */
 static void plan_stages(const struct exchange_shape *shape, int32_t shared_bytes, struct cuda_plan *plan)
@@ -66,10 +91,19 @@ static void plan_stages(const struct exchange_shape *shape, int32_t shared_bytes
         longest = shape->array[a].row_bytes > longest ? shape->array[a].row_bytes : longest;
     plan->table_bytes = plan_round_up(entries * sizeof(int32_t), 128);
     plan->stage_bytes = plan_stage_bytes(longest);
+    others = plan->words ? warps / 2 : others; /* who hear, while the rest looks out for rows */
     plan->stages =
         plan_least((shared_bytes - plan->table_bytes - 128) / (plan->stage_bytes + token_bytes), warps - others);
     plan->batch_bytes = plan_round_up((size_t)plan->stages * (size_t)token_bytes, 128);
     plan->shared_bytes = plan->table_bytes + plan->batch_bytes + plan->stages * plan->stage_bytes;
+    int32_t words_bytes = plan->words ? plan->table_bytes + words_shared_bytes(shape, plan->send_cut) : 0;
+    plan->shared_bytes = plan->shared_bytes > words_bytes ? plan->shared_bytes : words_bytes;
+}
+
+/* How rows that come in words are shared, if other ranks have as many tokens. */
+static struct cuda_cut plan_received(const struct exchange_shape *shape, int32_t tokens, int32_t blocks)
+{
+    return plan_cut(blocks, tokens * shape->ranks, (int32_t)(shape->array[0].row_bytes / 16), WORDS_WARP_PIECES);
 }
 
 /* Few tokens: half of the blocks push and half receive, none without a token or a row. */
@@ -78,7 +112,20 @@ static void plan_few(const struct exchange_shape *shape, int32_t tokens, int32_t
 {
     int32_t half = multiprocessors > 3 ? multiprocessors / 2 : 2, pushing = plan_least(tokens, half - 1);
     plan->send_blocks = 1 + (pushing > 0 ? pushing : 1);
-    plan->receive_blocks = plan_least(shape->tokens * shape->ranks, half);
+    plan->receive_cut = plan_received(shape, tokens, half);
+    plan->receive_blocks = plan_least(shape->tokens * shape->ranks << plan->receive_cut.log2_parts, half);
+}
+
+/* In words: as many blocks push a row as there are for it. */
+static void plan_words(const struct exchange_shape *shape, int32_t tokens, int32_t multiprocessors,
+                       struct cuda_plan *plan)
+{
+    plan_few(shape, tokens, multiprocessors, plan);
+    plan->words = true;
+    plan->threads = plan_least(plan->threads, OPERATIONS_WORD_THREADS);
+    int32_t blocks = multiprocessors / 2 - 1, rows = tokens > 0 ? tokens : 1;
+    plan->send_cut = plan_cut(blocks, rows, words_of_hidden(*shape), WORDS_UNIT);
+    plan->send_blocks = 1 + plan_least(rows << plan->send_cut.log2_parts, blocks);
 }
 
 /*
@@ -91,6 +138,7 @@ static void plan_many(const struct exchange_shape *shape, int32_t multiprocessor
     plan->shares = !shape->expert_major;
     plan->send_blocks = plan->shares ? multiprocessors : multiprocessors / 2;
     plan->receive_blocks = plan->shares ? multiprocessors : multiprocessors - plan->send_blocks;
+    plan->receive_cut = plan_received(shape, shape->tokens, plan->receive_blocks);
 }
 
 struct cuda_plan dispatch_plan(const struct exchange_shape *shape, int32_t tokens, const struct cuda_limits *limits)
@@ -100,7 +148,9 @@ struct cuda_plan dispatch_plan(const struct exchange_shape *shape, int32_t token
     struct cuda_plan plan = {};
     plan.early = limits->early;
     plan.threads = pieces >= 768 ? OPERATIONS_MAX_THREADS : pieces >= 256 ? 512 : 256;
-    if (can_stream && plan_is_for_many(tokens, limits))
+    if (plan_is_in_words(shape, tokens, limits))
+        plan_words(shape, tokens, limits->multiprocessors, &plan);
+    else if (can_stream && plan_is_for_many(tokens, limits))
         plan_many(shape, limits->multiprocessors, &plan);
     else
         plan_few(shape, tokens, limits->multiprocessors, &plan);
@@ -110,8 +160,9 @@ struct cuda_plan dispatch_plan(const struct exchange_shape *shape, int32_t token
 
 cudaError_t dispatch_prepare(int ordinal, int32_t *shared_bytes)
 {
-    for (int i = 0; i < 4; i++) {
-        cudaError_t error = launch_prepare((const void *)dispatch_kernels[i / 2][i % 2], ordinal, shared_bytes);
+    for (int i = 0; i < 2 * DISPATCH_KINDS; i++) {
+        const void *kernel = (const void *)dispatch_kernels[i / DISPATCH_KINDS][i % DISPATCH_KINDS];
+        cudaError_t error = launch_prepare(kernel, ordinal, shared_bytes);
         if (error != cudaSuccess)
             return error;
     }
@@ -139,5 +190,5 @@ cudaError_t dispatch_launch(const struct cuda_launch *launch, const struct dispa
         w.receive = *receive;
     else
         w.launch.plan.receive_blocks = 0;
-    return launch_kernel(dispatch_kernels[ft][launch->plan.streams], w.launch.plan, stream, w);
+    return launch_kernel(dispatch_kernels[ft][kind_of(launch)], w.launch.plan, stream, w);
 }

@@ -15,7 +15,7 @@ __device__ __forceinline__ struct route_input send_routes(const struct cuda_laun
                                                           const struct dispatch_send_args &send)
 {
     const struct exchange_shape &shape = l.shape;
-    return {&send, turn, shape.slots, shape.slots * shape.ranks, shape.topk, shape.expert_major || shape.load_stats};
+    return {&send, turn, l.by.slots, shape.slots * shape.ranks, shape.topk, shape.expert_major || shape.load_stats};
 }
 
 /* ------------------------------------------------------------------------------------------------- where tokens go */
@@ -28,7 +28,7 @@ __device__ __forceinline__ struct route_input send_routes(const struct cuda_laun
 template <bool FT>
 __device__ inline bool place_behind(const struct cuda_launch &l, const struct turn *turn, int32_t *row)
 {
-    return told_await<FT>(l, turn, [&](int rank, int word, uint64_t value) {
+    bool good = told_await<FT>(l, turn, threadIdx.x, blockDim.x, [&](int rank, int word, uint64_t value) {
         for (int i = 0; i < 2 && word >= EXCHANGE_TOLD_COUNTS && rank < turn->rank; i++) {
             int to = 2 * (word - EXCHANGE_TOLD_COUNTS) + i;
             uint32_t rows = (uint32_t)(value >> 32 * i);
@@ -39,6 +39,7 @@ __device__ inline bool place_behind(const struct cuda_launch &l, const struct tu
         }
         return true;
     });
+    return __syncthreads_and(good);
 }
 
 /* Before the first token: where this rank's first row goes at each rank. The counts are all 0. */

@@ -1,21 +1,37 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * First half of dispatch: push each token once to every rank that holds one of its experts. One block plans: it checks
- * the ids, and tells every rank how many rows will come. The others push rows: few tokens with ordinary stores, which takes
- * the least time (dispatch_push.cuh); many through shared memory, which takes the fewest blocks (dispatch_stream.cuh).
+ * the ids, and tells every rank how many rows will come. The others send rows: the fewest tokens in words, which takes the
+ * least time (dispatch_words.cuh); few with ordinary stores (dispatch_push.cuh); many through shared memory, which takes the
+ * fewest blocks (dispatch_stream.cuh).
  */
 #ifndef CUDA_DISPATCH_SEND_CUH
 #define CUDA_DISPATCH_SEND_CUH
 
 #include "kernels/cuda/dispatch_push.cuh"
 #include "kernels/cuda/dispatch_stream.cuh"
+#include "kernels/cuda/dispatch_words.cuh"
 #include "kernels/cuda/told.cuh"
+
+/* How rows are sent. A kernel for each, so that few tokens do not pay for what many need. */
+enum dispatch_kind { DISPATCH_PUSHED, DISPATCH_WORDS, DISPATCH_STREAMED, DISPATCH_KINDS };
 
 /* What the planning block finds out about all of this rank's tokens. */
 struct send_plan {
     unsigned long long bad; /* token << 32 | k of the first entry that may not stand there; all ones: there is none */
     int32_t dropped;
+    unsigned long long
+        tokens[MUSTER_MAX_RANKS]; /* in words: those with a row for each rank, a bit for each; otherwise 0 */
 };
+
+/* By all threads of the block that plans, before a barrier. */
+__device__ __forceinline__ void plan_clear(struct send_plan *plan)
+{
+    plan->bad = ~0ull;
+    plan->dropped = 0;
+    for (int rank = threadIdx.x; rank < MUSTER_MAX_RANKS; rank += blockDim.x)
+        plan->tokens[rank] = 0;
+}
 
 /* Whether an entry may stand there: -1, or a slot that exists, is not named twice, and is active or may be dropped. */
 __device__ __forceinline__ bool plan_allows(const struct route_input &in, bool masked, const struct route &r)
@@ -35,7 +51,8 @@ __device__ inline void plan_check(const struct route_input &in, bool masked, con
 
 /* Word `word` of what `rank` is told. */
 __device__ inline uint64_t plan_word(const struct cuda_launch &l, const struct turn *turn,
-                                     const struct route_counts &counts, int rank, int word)
+                                     const struct route_counts &counts, const struct send_plan *plan, int rank,
+                                     int word)
 {
     const struct exchange_shape &shape = l.shape;
     switch (word) {
@@ -43,6 +60,7 @@ __device__ inline uint64_t plan_word(const struct cuda_launch &l, const struct t
     case EXCHANGE_TOLD_MASK + 1: return turn->mask.word[1];
     case EXCHANGE_TOLD_STEP: return turn->number;
     case EXCHANGE_TOLD_ROWS: return (uint32_t)counts.rank[rank];
+    case EXCHANGE_TOLD_TOKENS: return plan->tokens[rank];
     }
     int32_t first = 2 * (word - EXCHANGE_TOLD_COUNTS);
     return shape.flat ? told_pack(counts.rank, first, shape.ranks)
@@ -56,13 +74,14 @@ __device__ inline uint64_t plan_word(const struct cuda_launch &l, const struct t
  * results.
  */
 __device__ inline void plan_tell(const struct cuda_launch &l, const struct turn *turn,
-                                 const struct route_counts &counts)
+                                 const struct route_counts &counts, const struct send_plan *plan)
 {
     int words = l.shape.told_words;
     for (int i = threadIdx.x; i < turn->ranks * words; i += blockDim.x) {
-        int rank = i / words, word = i % words;
+        struct quotient at = divide(i, l.by.told_words);
+        int rank = at.whole, word = at.rest;
         if (turn_has(turn, rank))
-            word_publish(told_words(l, turn, rank, turn->rank) + word, plan_word(l, turn, counts, rank, word),
+            word_publish(told_words(l, turn, rank, turn->rank) + word, plan_word(l, turn, counts, plan, rank, word),
                          turn->stamp);
     }
 }
@@ -86,67 +105,71 @@ __device__ inline void plan_tell_loads(const struct cuda_launch &l, const struct
 }
 
 /* Counts and checks all tokens. */
-template <bool STREAMS>
+template <enum dispatch_kind KIND>
 __device__ inline void plan_all(const struct cuda_launch &l, const struct route_input &in,
                                 const struct route_counts &counts, struct send_plan *plan)
 {
     int32_t warp = (int32_t)threadIdx.x / 32, warps = (int32_t)blockDim.x / 32, tokens = in.send->tokens;
-    if (STREAMS)
+    if (KIND == DISPATCH_STREAMED)
         route_count_tokens(in, counts, 0, tokens, warp, warps,
                            [&](const struct route &r) { plan_check(in, l.shape.masked, r, plan); });
     else
         route_each<true>(in, 0, tokens, warp, warps, [&](const struct route &r) {
             route_count(in, counts, r);
             plan_check(in, l.shape.masked, r, plan);
+            if (KIND == DISPATCH_WORDS && r.first)
+                atomicOr(&plan->tokens[r.rank], 1ull << r.token);
         });
 }
 
-/* False: an id may not stand where it stands, and nobody has been told anything. */
-template <bool STREAMS>
+/* `plan` is clear. False: an id may not stand where it stands, and nobody has been told anything. */
+template <enum dispatch_kind KIND>
 __device__ inline bool send_plan(const struct cuda_launch &l, const struct turn *turn,
-                                 const struct dispatch_send_args &send, const struct route_counts &counts)
+                                 const struct dispatch_send_args &send, const struct route_counts &counts,
+                                 struct send_plan *plan)
 {
-    __shared__ struct send_plan plan;
     struct route_input in = send_routes(l, turn, send);
     turn_publish_begun(l, turn);
-    if (threadIdx.x == 0) {
-        plan.bad = ~0ull;
-        plan.dropped = 0;
-    }
-    __syncthreads();
-    plan_all<STREAMS>(l, in, counts, &plan);
+    plan_all<KIND>(l, in, counts, plan);
     __syncthreads();
     if (threadIdx.x == 0 && send.dropped_routes)
-        *send.dropped_routes = plan.dropped;
-    if (plan.bad != ~0ull) {
+        *send.dropped_routes = plan->dropped;
+    if (plan->bad != ~0ull) {
         if (threadIdx.x == 0)
-            turn_fail(l, MUSTER_REASON_VALUE, MUSTER_PHASE_DISPATCH, -1, turn->epoch, plan.bad); /* X11 */
+            turn_fail(l, MUSTER_REASON_VALUE, MUSTER_PHASE_DISPATCH, -1, turn->epoch, plan->bad); /* X11 */
         return false;
     }
-    plan_tell(l, turn, counts);
+    plan_tell(l, turn, counts, plan);
     if (l.shape.load_stats)
         plan_tell_loads(l, turn, counts);
     return true;
 }
 
 /*
- * The first block plans, and then pushes like the others if rows are streamed, since that takes few blocks. The counts are
- * all 0.
+ * The first block plans, and then sends like the others if rows are streamed, since that takes few blocks. The counts are
+ * all 0, and the plan is clear.
  */
-template <bool FT, bool STREAMS>
+template <bool FT, enum dispatch_kind KIND>
 __device__ inline void send_block(const struct cuda_launch &l, const struct turn *turn,
                                   const struct dispatch_send_args &send, const struct route_counts &counts,
-                                  unsigned char *shared, int block)
+                                  struct send_plan *plan, unsigned char *shared, int block)
 {
     int blocks = l.plan.send_blocks;
-    if (block == 0 && !send_plan<STREAMS>(l, turn, send, counts))
+    if (KIND == DISPATCH_WORDS) {
+        if (block == 0)
+            send_plan<KIND>(l, turn, words_staged(l, send, words_stage(l, shared)), counts, plan);
+        else
+            send_words_block(l, turn, send, shared, block - 1, blocks - 1);
         return;
-    if (STREAMS && block == 0) {
+    }
+    if (block == 0 && !send_plan<KIND>(l, turn, send, counts, plan))
+        return;
+    if (KIND == DISPATCH_STREAMED && block == 0) {
         __syncthreads(); /* all have been told */
         route_clear(counts, l.shape.slots * l.shape.ranks);
         __syncthreads();
     }
-    if (STREAMS)
+    if (KIND == DISPATCH_STREAMED)
         send_stream_block<FT>(l, turn, send, counts, shared, block, blocks);
     else if (block > 0)
         send_push_block<FT>(l, turn, send, counts, block - 1, blocks - 1);

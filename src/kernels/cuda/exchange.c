@@ -13,9 +13,16 @@
 struct device_exchange {
     struct device *device;
     struct exchange_shape shape;
+    struct cuda_divisors by;
     struct cuda_exchange *state; /* these two in the region */
     struct cuda_arrays own;
 };
+
+static struct cuda_divisor divisor_of(int32_t divisor)
+{
+    uint32_t one = 1u << CUDA_DIVISOR_SHIFT, by = (uint32_t)divisor;
+    return (struct cuda_divisor){divisor, (one + by - 1) / by};
+}
 
 muster_status exchange_create(struct device *device, const struct exchange_shape *shape,
                               struct device_exchange **exchange)
@@ -31,8 +38,11 @@ muster_status exchange_create(struct device *device, const struct exchange_shape
     *made = (struct device_exchange){
         .device = device,
         .shape = *shape,
+        .by = {divisor_of(shape->ranks), divisor_of(shape->slots), divisor_of(shape->told_words)},
         .state = (struct cuda_exchange *)(void *)(base + shape->state),
-        .own = {.rows_from = (int32_t *)(void *)(base + shape->rows_from),
+        .own = {.base = base,
+                .words_from = (int32_t *)(void *)(base + shape->words_from),
+                .rows_from = (int32_t *)(void *)(base + shape->rows_from),
                 .rows_before = (int32_t *)(void *)(base + shape->rows_before),
                 .token_ranks = (uint64_t *)(void *)(base + shape->token_ranks),
                 .token_slots = (int32_t *)(void *)(base + shape->token_slots),
@@ -62,6 +72,7 @@ static struct cuda_launch exchange_launch(const struct device_exchange *exchange
         .exchange = exchange->state,
         .own = exchange->own,
         .shape = exchange->shape,
+        .by = exchange->by,
     };
 }
 

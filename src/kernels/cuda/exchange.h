@@ -24,7 +24,8 @@ struct cuda_pair {
 struct cuda_exchange {
     struct cuda_pair pair;
     uint32_t narrowed_epoch; /* of `narrowed`; masked mode */
-    uint32_t exits; /* blocks of the running kernel that have come to its end */
+    uint32_t
+        exits; /* blocks of the running kernel that have come to its end; above EXITS_FAILED those that saw a failure */
     muster_mask narrowed; /* what muster_ep_set_mask() said in that epoch */
 };
 
@@ -32,15 +33,17 @@ static_assert(sizeof(struct cuda_exchange) <= EXCHANGE_STATE_BYTES, "the region 
 
 /* Arrays in this rank's region that are its alone: see exchange_shape. */
 struct cuda_arrays {
+    unsigned char *base; /* of this rank's region, where kernels need it before they know the view */
     int32_t *rows_from; /* [R] */
+    int32_t *words_from; /* [R] */
     int32_t *rows_before; /* [R] */
     uint64_t *token_ranks; /* [T][2] */
     int32_t *token_slots; /* [T][K] */
     float *token_weights; /* [T][K] */
 };
 
-/* How plans are chosen: by the number of tokens, or as the setting says. */
-enum cuda_plan_choice { CUDA_PLAN_AUTO, CUDA_PLAN_FEW, CUDA_PLAN_MANY };
+/* How plans are chosen: by the number of tokens, or as the setting says; what cannot go in words goes as for few tokens. */
+enum cuda_plan_choice { CUDA_PLAN_AUTO, CUDA_PLAN_FEW, CUDA_PLAN_MANY, CUDA_PLAN_WORDS };
 
 /* What plans may use of a device. */
 struct cuda_limits {
@@ -50,12 +53,19 @@ struct cuda_limits {
     bool early; /* see launch_kernel() */
 };
 
+/* How blocks share a row that travels in words: 2^log2_parts of them, each `size` of what a row is counted in, or fewer. */
+struct cuda_cut {
+    int32_t log2_parts, size;
+};
+
 /* How the blocks of a kernel share the work. */
 struct cuda_plan {
     int32_t send_blocks, receive_blocks;
     bool shares; /* the same blocks do both, one after the other; otherwise those that send come first in the grid */
     bool early; /* see launch_kernel() */
     bool streams; /* rows leave through stages, which takes few blocks; otherwise with ordinary stores */
+    bool words; /* this rank's rows, and their results, travel in words: see words.cuh */
+    struct cuda_cut send_cut, receive_cut; /* of rows that are sent, and received, in words */
     int32_t threads;
     int32_t shared_bytes; /* of a block: table and tokens of a batch (dispatch), stages */
     int32_t table_bytes; /* dispatch: routes to each slot (senders), or first rows of slots (receivers) */
@@ -71,6 +81,18 @@ static inline unsigned plan_blocks(const struct cuda_plan *plan)
     return (unsigned)(plan->shares ? most : both);
 }
 
+/* A number that is often divided by, and 2^CUDA_DIVISOR_SHIFT by it, rounded up: see divide.cuh. */
+enum { CUDA_DIVISOR_SHIFT = 30 };
+
+struct cuda_divisor {
+    int32_t divisor;
+    uint32_t reciprocal;
+};
+
+struct cuda_divisors {
+    struct cuda_divisor ranks, slots, told_words;
+};
+
 /* What every kernel of an exchange is launched with. */
 struct cuda_launch {
     struct cuda_control *control;
@@ -78,6 +100,7 @@ struct cuda_launch {
     struct cuda_exchange *exchange;
     struct cuda_arrays own;
     struct exchange_shape shape;
+    struct cuda_divisors by; /* numbers of the shape */
     struct cuda_plan plan;
     bool begins_step; /* dispatch's send half: no step is open, so this pair is one */
     bool ends_step; /* combine's receive half, likewise */

@@ -20,6 +20,9 @@ enum { OPERATIONS_MAX_SLOTS = 16384 };
 /* Threads of a block: 16 bytes each are a row of 7168 bf16, and each can have 72 registers. */
 enum { OPERATIONS_MAX_THREADS = 896, OPERATIONS_MAX_WARPS = OPERATIONS_MAX_THREADS / 32 };
 
+/* With rows in words: what a thread has under way takes more of them. */
+enum { OPERATIONS_WORD_THREADS = 512 };
+
 /* With fewer there would be nobody to do one of the parts. */
 enum { OPERATIONS_LEAST_BLOCKS = 4 };
 

@@ -7,13 +7,15 @@
 #ifndef CUDA_ROUTE_CUH
 #define CUDA_ROUTE_CUH
 
+#include "kernels/cuda/divide.cuh"
 #include "kernels/cuda/turn.cuh"
 
 /* This rank's tokens, and what of a route must be known to judge it. */
 struct route_input {
     const struct dispatch_send_args *send;
     const struct turn *turn;
-    int32_t slots_per_rank, slots, topk; /* slots: of all ranks */
+    struct cuda_divisor slots_per_rank;
+    int32_t slots, topk; /* slots: of all ranks */
     bool counts_slots; /* expert-major, or somebody has asked for loads */
 };
 
@@ -55,34 +57,38 @@ struct route {
     bool again; /* the id stands there twice */
 };
 
-/* A power of two: so many lanes have the routes of one token. */
-__device__ __forceinline__ int route_lanes(int32_t topk)
+/* As a power of two: so many lanes have the routes of one token. */
+__device__ __forceinline__ int route_log2_lanes(int32_t topk)
 {
-    return topk <= 1 ? 1 : 1 << (32 - __clz(topk - 1));
+    return topk <= 1 ? 0 : 32 - __clz(topk - 1);
 }
 
-/* What the lane makes of an id, and of those in the lanes before it that have routes of the same token. AGAIN: also that. */
+/* Whether none of the lanes before has the same key; those whose keys do not matter have any of their own. */
+__device__ __forceinline__ bool route_is_first(int32_t key)
+{
+    unsigned same = __match_any_sync(~0u, key), before = (1u << (threadIdx.x & 31)) - 1;
+    return (same & before) == 0;
+}
+
+/*
+ * What the lane makes of an id, and of those in the lanes before it that have routes of the same token: `group` counts the
+ * tokens of a warp. AGAIN: also that.
+ */
 template <bool AGAIN>
 __device__ __forceinline__ struct route route_look(const struct route_input &in, int32_t token, int32_t k, int64_t id,
-                                                   int lanes)
+                                                   int group)
 {
     struct route r = {token, k, id, -1, -1, false, false};
     bool exists = id >= 0 && id < in.slots;
-    int32_t slot = exists ? (int32_t)id : -1;
-    if (exists && turn_has(in.turn, slot / in.slots_per_rank)) {
+    int32_t slot = exists ? (int32_t)id : 0, rank = divide_whole(slot, in.slots_per_rank);
+    int32_t none = -1 - (int32_t)(threadIdx.x & 31); /* a key that no other lane has */
+    if (exists && turn_has(in.turn, rank)) {
         r.slot = slot;
-        r.rank = slot / in.slots_per_rank;
-        r.first = true;
+        r.rank = rank;
     }
-#pragma unroll 1
-    for (int before = 1; before < lanes; before++) {
-        int32_t rank = __shfl_up_sync(~0u, r.rank, before, lanes);
-        r.first = r.first && (before > k || rank != r.rank);
-        if (AGAIN) {
-            int32_t same = __shfl_up_sync(~0u, slot, before, lanes);
-            r.again = r.again || (exists && before <= k && same == slot);
-        }
-    }
+    r.first = route_is_first(r.slot >= 0 ? group << 16 | rank : none) && r.slot >= 0;
+    if (AGAIN)
+        r.again = !route_is_first(exists ? group << 16 | slot : none);
     return r;
 }
 
@@ -95,8 +101,8 @@ __device__ __forceinline__ void route_each(const struct route_input &in, int32_t
                                            int32_t warps, Visit visit)
 {
     enum { FLIGHT = 4 };
-    int lanes = route_lanes(in.topk), lane = threadIdx.x & 31, group = lane / lanes;
-    int32_t k = lane % lanes, tokens = 32 / lanes, step = warps * tokens;
+    int log2 = route_log2_lanes(in.topk), lane = threadIdx.x & 31, group = lane >> log2;
+    int32_t k = lane & ((1 << log2) - 1), tokens = 32 >> log2, step = warps * tokens;
     for (int32_t base = begin + warp * tokens; base < end; base += FLIGHT * step) {
         int64_t id[FLIGHT];
 #pragma unroll
@@ -106,7 +112,7 @@ __device__ __forceinline__ void route_each(const struct route_input &in, int32_t
         }
 #pragma unroll 1
         for (int n = 0; n < FLIGHT && base + n * step < end; n++) {
-            visit(route_look<AGAIN>(in, base + n * step + group, k, id[0], lanes));
+            visit(route_look<AGAIN>(in, base + n * step + group, k, id[0], group));
             id[0] = id[1]; /* so that the loop's body is there once */
             id[1] = id[2];
             id[2] = id[3];
@@ -123,11 +129,26 @@ __device__ __forceinline__ void route_count(const struct route_input &in, const 
         atomicAdd(&counts.rank[r.rank], 1);
 }
 
-/* Whether a token has this id before its k-th place; `seen` has the bits of those that it has. One thread. */
-__device__ __forceinline__ bool route_again(const struct route_input &in, int32_t token, int32_t k, int64_t id,
-                                            uint64_t seen)
+/* Ids of a token that one thread has at hand. */
+enum { ROUTE_IDS = 8 };
+
+/* Of a token from its k-th place on, all loaded at once; what is no slot, and does not say that there is none, is -2. */
+__device__ __forceinline__ void route_load_ids(const struct route_input &in, int32_t token, int32_t k,
+                                               int32_t id[ROUTE_IDS])
 {
-    for (int32_t before = 0; seen >> (id & 63) & 1 && before < k; before++)
+    int64_t wide[ROUTE_IDS];
+#pragma unroll
+    for (int i = 0; i < ROUTE_IDS; i++)
+        wide[i] = k + i < in.topk ? route_id(in, token, k + i) : -1;
+#pragma unroll
+    for (int i = 0; i < ROUTE_IDS; i++)
+        id[i] = wide[i] >= -1 && wide[i] < in.slots ? (int32_t)wide[i] : -2;
+}
+
+/* Whether a token has this id before its k-th place. Slow, and only for tokens with many routes. */
+static __device__ __noinline__ bool route_again(const struct route_input &in, int32_t token, int32_t k, int64_t id)
+{
+    for (int32_t before = 0; before < k; before++)
         if (route_id(in, token, before) == id)
             return true;
     return false;
@@ -139,21 +160,30 @@ __device__ __forceinline__ muster_mask route_token_ranks(const struct route_inpu
                                                          const struct route_counts &counts, int32_t token, Check check)
 {
     muster_mask ranks = {{0, 0}};
-    uint64_t seen = 0;
-    for (int32_t k = 0; k < in.topk; k++) {
-        struct route r = {token, k, route_id(in, token, k), -1, -1, false, false};
-        bool exists = r.id >= 0 && r.id < in.slots;
-        int32_t rank = exists ? (int32_t)r.id / in.slots_per_rank : 0;
-        if (exists && turn_has(in.turn, rank)) {
-            r.slot = (int32_t)r.id;
-            r.rank = rank;
-            ranks.word[rank >> 6] |= UINT64_C(1) << (rank & 63);
+    for (int32_t begin = 0; begin < in.topk; begin += ROUTE_IDS) {
+        int32_t ids[ROUTE_IDS];
+        route_load_ids(in, token, begin, ids);
+#pragma unroll 1
+        for (int i = 0; i < ROUTE_IDS && begin + i < in.topk; i++) {
+            int32_t id = ids[0], rank = id >= 0 ? divide_whole(id, in.slots_per_rank) : 0;
+            struct route r = {token, begin + i, id, -1, -1, false, false};
+#pragma unroll
+            for (int n = 1; n < ROUTE_IDS; n++) { /* those before this one come last */
+                r.again = r.again || (n >= ROUTE_IDS - i && ids[n] == id && id >= 0);
+                ids[n - 1] = ids[n];
+            }
+            ids[ROUTE_IDS - 1] = id;
+            if (begin > 0 && id >= 0)
+                r.again = r.again || route_again(in, token, begin, id);
+            if (id >= 0 && turn_has(in.turn, rank)) {
+                r.slot = id;
+                r.rank = rank;
+                ranks.word[rank >> 6] |= UINT64_C(1) << (rank & 63);
+                if (in.counts_slots)
+                    atomicAdd(&counts.slot[id], 1);
+            }
+            check(r);
         }
-        r.again = exists && route_again(in, token, k, r.id, seen);
-        seen |= UINT64_C(1) << (r.id & 63);
-        if (r.slot >= 0 && in.counts_slots)
-            atomicAdd(&counts.slot[r.slot], 1);
-        check(r);
     }
     return ranks;
 }
@@ -194,7 +224,7 @@ __device__ inline void route_read(const struct route_input &in, int32_t token, i
                                   struct route_token *out)
 {
     int lane = threadIdx.x & 31;
-    struct route r = route_look<false>(in, token, lane, id, route_lanes(in.topk));
+    struct route r = route_look<false>(in, token, lane, id, 0);
     unsigned firsts = __ballot_sync(~0u, r.first);
     if (lane < in.topk) {
         out->slot[lane] = r.slot;

@@ -75,7 +75,8 @@ static __global__ void step_begin_kernel(struct cuda_launch l)
 {
     __shared__ struct turn turn;
     uint64_t gate = word_add_acquire(&l.control->gate, 1);
-    turn.control = *l.control;
+    turn.view = l.control->view;
+    turn.step = l.control->step;
     turn.epoch = gate_epoch(gate);
     turn.live = !turn_void(l);
     turn.number = 0;
@@ -84,7 +85,7 @@ static __global__ void step_begin_kernel(struct cuda_launch l)
         turn.live = false;
     }
     if (turn.live) {
-        turn_take_step(l, &turn);
+        turn_take_step(l, turn.step, &turn);
         turn.live = turn_has_number(2 * turn.number + 2);
         if (turn.live)
             turn_publish_begun(l, &turn);
@@ -102,7 +103,7 @@ static __global__ void step_end_kernel(struct cuda_launch l)
     if (!turn_void(l) && gate_epoch(gate) != l.control->step.epoch)
         turn_fail(l, MUSTER_REASON_EPOCH, MUSTER_PHASE_STEP, -1, l.control->step.epoch, 0);
     __threadfence_system();
-    step_note_ended(l.control, l.mailbox, gate_epoch(gate));
+    step_note_ended(l, &l.control->view, l.control->step, word_look(&l.control->failure), gate_epoch(gate));
     gate_leave(l.control);
 }
 

@@ -6,6 +6,7 @@
 #ifndef CUDA_TOLD_CUH
 #define CUDA_TOLD_CUH
 
+#include "kernels/cuda/divide.cuh"
 #include "kernels/cuda/region.cuh"
 #include "kernels/cuda/wait.cuh"
 
@@ -49,28 +50,32 @@ __device__ inline bool told_accept(const struct cuda_launch &l, const struct tur
         turn_fail(l, MUSTER_REASON_REFUSED, MUSTER_PHASE_DISPATCH, rank, turn->epoch, 0);
         return false;
     case EXCHANGE_TOLD_ROWS: return value <= (uint64_t)l.shape.tokens || told_refuse(l, turn, rank, value);
+    case EXCHANGE_TOLD_TOKENS: return value >> l.shape.word_tokens == 0 || told_refuse(l, turn, rank, value);
     }
     return true;
 }
 
 /*
- * Calls visit(rank, word, value) for each word of each rank, a thread for each; a rank that takes no part has told nothing
- * but zeros (X7). By all threads of a block. False: the step is void, or a visit was not content.
+ * Calls visit(rank, word, value) for each word of each rank, by so many threads, of which this one is `thread`; a negative
+ * one takes no part. A rank that takes no part has told nothing but zeros (X7). False: the step is void, or a visit was not
+ * content.
  */
 template <bool FT, typename Visit>
-__device__ __forceinline__ bool told_await(const struct cuda_launch &l, const struct turn *turn, Visit visit)
+__device__ __forceinline__ bool told_await(const struct cuda_launch &l, const struct turn *turn, int thread,
+                                           int threads, Visit visit)
 {
     int words = l.shape.told_words;
     bool good = true;
-    for (int i = threadIdx.x; good && i < turn->ranks * words; i += blockDim.x) {
-        int rank = i / words, word = i % words;
+    for (int i = thread; thread >= 0 && good && i < turn->ranks * words; i += threads) {
+        struct quotient at = divide(i, l.by.told_words);
+        int rank = at.whole, word = at.rest;
         uint64_t value = 0;
         if (turn_has(turn, rank))
             good = wait_word<FT>(l, turn, told_words(l, turn, turn->rank, rank) + word, rank, MUSTER_PHASE_DISPATCH,
                                  &value);
         good = good && told_accept(l, turn, rank, word, value) && visit(rank, word, value);
     }
-    return __syncthreads_and(good);
+    return good;
 }
 
 #endif

@@ -3,8 +3,8 @@
  * A turn: one block's part in one kernel, from the gate to the epilogue. Every kernel of the library is
  *
  *     __shared__ struct turn turn;
- *     if (turn_enter<FT>(launch, TURN_..., &turn)) { ... work; it may fail and return early from its functions ... }
- *     turn_leave<FT>(launch, TURN_..., &turn);
+ *     if (turn_enter<FT>(launch, TURN_..., &turn, prepare)) { ... work; it may return early from its functions ... }
+ *     turn_leave<FT>(launch, TURN_..., &turn, told_peers);
  *
  * so no block ever leaves past the epilogue. All threads of a block call both.
  */
@@ -26,8 +26,8 @@ enum turn_operation {
 
 struct turn {
     /* As they were when the kernel before was over; they stay so until all blocks have left, but for this kernel's own doing. */
-    struct cuda_control control;
-    struct cuda_exchange exchange;
+    struct cuda_view view;
+    struct cuda_step step;
     unsigned char *const *peers; /* [ranks] in the view */
     int32_t rank, ranks;
     uint32_t epoch;
@@ -94,13 +94,23 @@ __device__ __forceinline__ bool turn_void(const struct cuda_launch &l)
     return word_look(&l.control->failure) != 0;
 }
 
-/* Fills `turn`; false: the step is void, and the block must do nothing but turn_leave(). FT: see wait_flag(). */
-template <bool FT>
-__device__ bool turn_enter(const struct cuda_launch &l, enum turn_operation operation, struct turn *turn);
+/*
+ * Fills `turn`; false: the step is void, and the block must do nothing but turn_leave(). FT: see wait_flag().
+ *
+ * Meanwhile the other warps call prepare(thread, threads), in the order of the stream: it may read what the caller gave and
+ * what is in this rank's own region, and write shared memory. It knows nothing of the turn, and may be in vain.
+ */
+template <bool FT, typename Prepare>
+__device__ bool turn_enter(const struct cuda_launch &l, enum turn_operation operation, struct turn *turn,
+                           Prepare prepare);
 
-/* The block has done its part. The last one to come here writes what the next kernel reads. */
+/*
+ * The block has done its part. The last one to come here writes what the next kernel reads. told_peers: the block may have
+ * stored in memory of peers, who must see that before they see the end of the step.
+ */
 template <bool FT>
-__device__ void turn_leave(const struct cuda_launch &l, enum turn_operation operation, const struct turn *turn);
+__device__ void turn_leave(const struct cuda_launch &l, enum turn_operation operation, const struct turn *turn,
+                           bool told_peers);
 
 /* Tells every peer that this rank has begun its step; all threads of one block, once, in the kernel that begins it. */
 __device__ void turn_publish_begun(const struct cuda_launch &l, const struct turn *turn);

@@ -17,13 +17,13 @@ __device__ __forceinline__ muster_phase turn_phase(enum turn_operation operation
 }
 
 /* The step that this kernel belongs to: the open one, or with begins_step the one after the last. */
-__device__ inline void turn_take_step(const struct cuda_launch &l, struct turn *turn)
+__device__ __forceinline__ void turn_take_step(const struct cuda_launch &l, const struct cuda_step &step,
+                                               struct turn *turn)
 {
-    const struct cuda_step *step = &turn->control.step;
     if (!l.begins_step)
-        turn->number = step->number;
+        turn->number = step.number;
     else
-        turn->number = step->epoch == turn->epoch ? step->number + 1 : turn->control.view.first_sequence / 2;
+        turn->number = step.epoch == turn->epoch ? step.number + 1 : turn->view.first_sequence / 2;
 }
 
 __device__ inline muster_mask mask_of_both(muster_mask a, muster_mask b)
@@ -34,18 +34,18 @@ __device__ inline muster_mask mask_of_both(muster_mask a, muster_mask b)
 }
 
 /* X10: a new pair's numbers begin afresh with the epoch, and so does its mask; the halves that follow use the same. */
-__device__ inline void turn_take_pair(enum turn_operation operation, struct turn *turn)
+__device__ __forceinline__ void turn_take_pair(enum turn_operation operation, const struct cuda_exchange &x,
+                                               struct turn *turn)
 {
-    const struct cuda_exchange *x = &turn->exchange;
-    bool same_epoch = x->pair.epoch == turn->epoch;
+    bool same_epoch = x.pair.epoch == turn->epoch;
     if (turn_begins_pair(operation)) {
-        turn->sequence = 1 + (same_epoch ? x->pair.sequence : turn->control.view.first_sequence);
-        turn->mask = turn->control.view.mask;
-        if (x->narrowed_epoch == turn->epoch)
-            turn->mask = mask_of_both(turn->mask, x->narrowed);
+        turn->sequence = 1 + (same_epoch ? x.pair.sequence : turn->view.first_sequence);
+        turn->mask = turn->view.mask;
+        if (x.narrowed_epoch == turn->epoch)
+            turn->mask = mask_of_both(turn->mask, x.narrowed);
     } else {
-        turn->sequence = x->pair.sequence;
-        turn->mask = x->pair.mask;
+        turn->sequence = x.pair.sequence;
+        turn->mask = x.pair.mask;
     }
     turn->stamp = turn_stamp(turn->epoch, turn->sequence);
 }
@@ -66,19 +66,47 @@ __device__ inline bool turn_has_number(uint64_t number)
     return number <= STAMP_MAX_SEQUENCE;
 }
 
+/* What the kernel before may have changed. */
+struct turn_state {
+    uint64_t gate, failure;
+    struct cuda_step step;
+    struct cuda_exchange exchange;
+};
+
+/* By one thread, into its registers: all loads are under way at once, and what follows waits for no memory. */
+__device__ __forceinline__ struct turn_state turn_read_state(const struct cuda_launch &l)
+{
+    const volatile struct cuda_control *c = l.control;
+    const volatile struct cuda_exchange *x = l.exchange;
+    struct turn_state now;
+    now.gate = c->gate;
+    now.failure = c->failure;
+    now.step.epoch = c->step.epoch;
+    now.step.number = c->step.number;
+    now.step.total = c->step.total;
+    now.exchange.pair.epoch = x->pair.epoch;
+    now.exchange.pair.sequence = x->pair.sequence;
+    now.exchange.narrowed_epoch = x->narrowed_epoch;
+    for (int i = 0; i < 2; i++) {
+        now.exchange.pair.mask.word[i] = x->pair.mask.word[i];
+        now.exchange.narrowed.word[i] = x->narrowed.word[i];
+    }
+    return now;
+}
+
 /*
  * The gate tells the epoch and counts this block in one operation. A step that is void, or of another epoch, gets no
  * further; a pair whose dispatch was of another epoch neither.
  */
-__device__ inline muster_reason turn_admission(const struct cuda_launch &l, enum turn_operation operation,
-                                               const struct turn *turn, uint64_t gate)
+__device__ __forceinline__ muster_reason turn_admission(const struct cuda_launch &l, enum turn_operation operation,
+                                                        const struct turn_state &now)
 {
-    uint32_t epoch = gate_epoch(gate);
+    uint32_t epoch = gate_epoch(now.gate);
     if (l.begins_step)
-        return gate & CUDA_GATE_OPEN ? MUSTER_REASON_NONE : MUSTER_REASON_NOT_READY;
-    if (turn->control.step.epoch != epoch)
+        return now.gate & CUDA_GATE_OPEN ? MUSTER_REASON_NONE : MUSTER_REASON_NOT_READY;
+    if (now.step.epoch != epoch)
         return MUSTER_REASON_EPOCH;
-    return turn_begins_pair(operation) || turn->exchange.pair.epoch == epoch ? MUSTER_REASON_NONE : MUSTER_REASON_EPOCH;
+    return turn_begins_pair(operation) || now.exchange.pair.epoch == epoch ? MUSTER_REASON_NONE : MUSTER_REASON_EPOCH;
 }
 
 /* By the lanes of a warp: one after the other the loads would take many times as long. */
@@ -91,27 +119,24 @@ __device__ __forceinline__ void turn_copy(void *to, const void *from, size_t byt
 /* What stays as it is while a block is inside the gate that found it open. */
 __device__ inline void turn_copy_view(const struct cuda_launch &l, struct turn *turn)
 {
-    turn_copy(&turn->control.view, &l.control->view,
+    turn_copy(&turn->view, &l.control->view,
               offsetof(struct cuda_view, peers) + (size_t)l.shape.ranks * sizeof(void *));
-}
-
-/* What the kernel before may have changed. */
-__device__ inline void turn_copy_state(const struct cuda_launch &l, struct turn *turn)
-{
-    turn_copy(&turn->control, l.control, offsetof(struct cuda_control, view));
-    turn_copy(&turn->exchange, l.exchange, sizeof(turn->exchange));
+    __syncwarp();
+    if (threadIdx.x == 0) {
+        turn->peers = turn->view.peers;
+        turn->rank = turn->view.rank;
+        turn->ranks = turn->view.ranks;
+    }
 }
 
 template <bool FT>
-__device__ inline void turn_begin(const struct cuda_launch &l, enum turn_operation operation, struct turn *turn,
-                                  uint64_t gate)
+__device__ __forceinline__ void turn_begin(const struct cuda_launch &l, enum turn_operation operation,
+                                           struct turn *turn, const struct turn_state &now)
 {
-    turn->peers = turn->control.view.peers;
-    turn->rank = turn->control.view.rank;
-    turn->ranks = turn->control.view.ranks;
-    turn->epoch = gate_epoch(gate);
-    turn->live = !FT || turn->control.failure == 0;
-    muster_reason refused = FT && turn->live ? turn_admission(l, operation, turn, gate) : MUSTER_REASON_NONE;
+    turn->step = now.step;
+    turn->epoch = gate_epoch(now.gate);
+    turn->live = !FT || now.failure == 0;
+    muster_reason refused = FT && turn->live ? turn_admission(l, operation, now) : MUSTER_REASON_NONE;
     if (refused != MUSTER_REASON_NONE) {
         turn_fail(l, refused, refused == MUSTER_REASON_NOT_READY ? MUSTER_PHASE_STEP : turn_phase(operation), -1,
                   turn->epoch, 0);
@@ -119,8 +144,8 @@ __device__ inline void turn_begin(const struct cuda_launch &l, enum turn_operati
     }
     if (!turn->live)
         return;
-    turn_take_step(l, turn);
-    turn_take_pair(operation, turn);
+    turn_take_step(l, now.step, turn);
+    turn_take_pair(operation, now.exchange, turn);
     if (!FT || (turn_has_number(turn->sequence) && turn_has_number(2 * turn->number + 2)))
         return;
     turn_fail(l, MUSTER_REASON_ABORT, turn_phase(operation), -1, turn->epoch, 0);
@@ -151,8 +176,9 @@ __device__ __forceinline__ void turn_let_next_come()
  * about to change, and is read again. Whether the epoch is open, and has not failed, is asked when the kernel before is
  * over.
  */
-template <bool FT>
-__device__ bool turn_enter(const struct cuda_launch &l, enum turn_operation operation, struct turn *turn)
+template <bool FT, typename Prepare>
+__device__ bool turn_enter(const struct cuda_launch &l, enum turn_operation operation, struct turn *turn,
+                           Prepare prepare)
 {
     if (threadIdx.x < 32) {
         uint64_t gate = 0;
@@ -161,17 +187,20 @@ __device__ bool turn_enter(const struct cuda_launch &l, enum turn_operation oper
         bool open = __shfl_sync(~0u, gate & CUDA_GATE_OPEN, 0);
         turn_copy_view(l, turn);
         turn_await_stream();
-        turn_copy_state(l, turn);
-        __syncwarp();
+        struct turn_state now = {};
+        if (threadIdx.x == 0)
+            now = turn_read_state(l);
         if (!open) {
-            __threadfence(); /* after the gate, which turn_copy_state() has read */
-            turn_copy_view(l, turn);
             __syncwarp();
+            __threadfence(); /* after the gate, which has been read */
+            turn_copy_view(l, turn);
         }
         if (threadIdx.x == 0)
-            turn_begin<FT>(l, operation, turn, turn->control.gate);
+            turn_begin<FT>(l, operation, turn, now);
+    } else {
+        turn_await_stream();
+        prepare((int)threadIdx.x - 32, (int)blockDim.x - 32);
     }
-    turn_await_stream();
     turn_let_next_come();
     __syncthreads();
     return turn->live;
@@ -188,22 +217,20 @@ __device__ inline void turn_publish_step(const struct cuda_view *view, uint64_t 
             word_store((uint64_t *)(view->peers[r] + (size_t)view->rank * 64), word);
 }
 
+/* By the last threads of the block, since the first ones have other things to do. */
 __device__ inline void turn_publish_begun(const struct cuda_launch &l, const struct turn *turn)
 {
     uint64_t word = turn_stamp(turn->epoch, 2 * turn->number + 1);
     if (l.begins_step)
-        turn_publish_step(&turn->control.view, word, (int)threadIdx.x, (int)blockDim.x);
+        turn_publish_step(&turn->view, word, (int)(blockDim.x - 1 - threadIdx.x), (int)blockDim.x);
 }
 
 /* Step begun: by the kernel that begins it, in its epilogue for the rank itself. */
 __device__ inline void step_note_begun(const struct cuda_launch &l, const struct turn *turn)
 {
-    struct cuda_step *step = &l.control->step;
-    step->epoch = turn->live ? turn->epoch : 0;
-    step->number = turn->number;
-    step->open = 1;
-    step->total++;
-    word_store(&l.mailbox->step_open, (uint64_t)step->epoch << 1 | 1);
+    uint32_t epoch = turn->live ? turn->epoch : 0;
+    l.control->step = {epoch, 1, turn->number, turn->step.total + 1};
+    word_store(&l.mailbox->step_open, (uint64_t)epoch << 1 | 1);
     if (turn->live)
         turn_note_number(l, turn->epoch, 2 * turn->number + 2);
 }
@@ -213,31 +240,54 @@ __device__ inline void step_note_begun(const struct cuda_launch &l, const struct
  * this thread came here.
  *
  * The verdict: the failure that stands, or none; a step that found an earlier failure unread did nothing either.
+ * `view` and `step` are those of the control block, or copies of them.
  */
-__device__ inline void step_note_ended(struct cuda_control *control, struct cuda_mailbox *mailbox, uint32_t live_epoch)
+__device__ inline void step_note_ended(const struct cuda_launch &l, const struct cuda_view *view,
+                                       const struct cuda_step &step, uint64_t failure, uint32_t live_epoch)
 {
-    struct cuda_step *step = &control->step;
-    struct cuda_verdict *v = &mailbox->verdict[(step->total - 1) % CUDA_VERDICTS];
-    uint64_t failure = word_look(&control->failure), word = step->total << CUDA_VERDICT_STEP_SHIFT | step->epoch;
-    if (step->epoch != 0 && step->epoch == live_epoch) /* a word of an older epoch could replace one of a newer */
-        turn_publish_step(&control->view, turn_stamp(step->epoch, 2 * step->number + 2), 0, 1);
-    step->open = 0;
-    word_store(&mailbox->step_open, (uint64_t)step->epoch << 1);
+    struct cuda_verdict *v = &l.mailbox->verdict[(step.total - 1) % CUDA_VERDICTS];
+    uint64_t word = step.total << CUDA_VERDICT_STEP_SHIFT | step.epoch;
+    if (step.epoch != 0 && step.epoch == live_epoch) /* a word of an older epoch could replace one of a newer */
+        turn_publish_step(view, turn_stamp(step.epoch, 2 * step.number + 2), 0, 1);
+    l.control->step.open = 0;
+    word_store(&l.mailbox->step_open, (uint64_t)step.epoch << 1);
     if (failure == 0 &&
-        step->epoch == 0) /* it began when an earlier one was unread, which the caller has read meanwhile */
+        step.epoch == 0) /* it began when an earlier one was unread, which the caller has read meanwhile */
         failure = turn_failure(MUSTER_REASON_UNREAD, MUSTER_PHASE_STEP, -1, live_epoch);
     if (failure == 0) {
         word_store(&v->word, word);
         return;
     }
     v->failure = failure;
-    v->failure_detail = control->failure_detail;
+    v->failure_detail = l.control->failure_detail;
     flag_raise(&v->word, word | CUDA_VERDICT_VOID);
 }
 
-/* The last block of a kernel has all the others' stores before it: it alone changes what the next kernel reads. */
+/* Blocks that leave are counted below this, those of them that saw a failure above. */
+enum { EXITS_FAILED = 1 << 16 };
+
+/*
+ * Counts this block out. True: it is the last one, and has all the others' stores before it; `failed` tells whether any of
+ * them has seen the step fail, each having looked when its own work was over. One atomic operation tells both.
+ */
+__device__ inline bool turn_count_out(const struct cuda_launch &l, bool told_peers, bool *failed)
+{
+    bool saw = l.ends_step && turn_void(l); /* nobody else asks */
+    if (l.ends_step && told_peers)
+        __threadfence_system(); /* X3: see step_note_ended(); here all blocks do it at the same time */
+    else
+        __threadfence();
+    uint32_t before = atomicAdd(&l.exchange->exits, saw ? 1u + EXITS_FAILED : 1u);
+    *failed = saw || before >= EXITS_FAILED;
+    return before % EXITS_FAILED == gridDim.x - 1;
+}
+
+/*
+ * By the last block of a kernel: it alone changes what the next kernel reads. What the turn has copied is still so, and
+ * nearer than the control block.
+ */
 __device__ inline void turn_epilogue(const struct cuda_launch &l, enum turn_operation operation,
-                                     const struct turn *turn)
+                                     const struct turn *turn, bool failed)
 {
     struct cuda_exchange *x = l.exchange;
     x->exits = 0;
@@ -250,23 +300,19 @@ __device__ inline void turn_epilogue(const struct cuda_launch &l, enum turn_oper
         turn_note_number(l, turn->epoch, turn->sequence);
     }
     if (l.ends_step)
-        step_note_ended(l.control, l.mailbox, turn->epoch);
+        step_note_ended(l, &turn->view, turn->step, failed ? word_look(&l.control->failure) : 0, turn->epoch);
 }
 
 template <bool FT>
-__device__ void turn_leave(const struct cuda_launch &l, enum turn_operation operation, const struct turn *turn)
+__device__ void turn_leave(const struct cuda_launch &l, enum turn_operation operation, const struct turn *turn,
+                           bool told_peers)
 {
     __syncthreads();
-    if (threadIdx.x != 0)
-        return;
-    if (l.ends_step)
-        __threadfence_system(); /* X3: see step_note_ended(); here all blocks do it at the same time */
-    else
-        __threadfence();
-    if (atomicAdd(&l.exchange->exits, 1u) != gridDim.x - 1)
+    bool failed;
+    if (threadIdx.x != 0 || !turn_count_out(l, told_peers, &failed))
         return;
     __threadfence();
-    turn_epilogue(l, operation, turn);
+    turn_epilogue(l, operation, turn, failed);
     __threadfence();
     if (FT)
         atomicAdd((unsigned long long *)&l.control->gate, (unsigned long long)-(long long)gridDim.x);

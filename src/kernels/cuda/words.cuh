@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * Rows in words. With few tokens it is not bytes that take time but turns: a fence until a row's stores have arrived, its
+ * flag behind them, and a load when the flag has been seen. So such rows travel as what is told before them does
+ * (told.cuh): up to 8 bytes in one access with their stamp. That takes twice the link's bytes, and neither fence nor flag;
+ * who waits for a word has its value at once (X5).
+ *
+ * Blocks share a row, since one multiprocessor stores some 40 GB/s over a link and no more.
+ *
+ * Credit to overwrite words is that for rows (X4): theirs of the pair before have been read by then, and whose stamp a
+ * word bears tells of which pair it is.
+ */
+#ifndef CUDA_WORDS_CUH
+#define CUDA_WORDS_CUH
+
+#include "kernels/cuda/copy.cuh"
+#include "kernels/cuda/region.cuh"
+#include "kernels/cuda/wait.cuh"
+
+enum { WORDS_WARP_PIECES = 32 }; /* 16 bytes, which are two words, for each lane */
+
+/* A block's share of a row: of something that is counted, from `begin` to before `end`. */
+struct words_share {
+    int32_t begin, end;
+};
+
+/* Of what blocks share, the parts of one row follow one another: the row that a unit belongs to, and its share. */
+__device__ __forceinline__ int32_t words_row_of(const struct cuda_cut &cut, int32_t unit)
+{
+    return unit >> cut.log2_parts;
+}
+
+__device__ __forceinline__ int32_t words_part_of(const struct cuda_cut &cut, int32_t unit)
+{
+    return unit & ((1 << cut.log2_parts) - 1);
+}
+
+__device__ __forceinline__ struct words_share words_share(const struct cuda_cut &cut, int32_t count, int32_t unit)
+{
+    int32_t begin = words_part_of(cut, unit) * cut.size, end = begin + cut.size;
+    return {begin < count ? begin : count, end < count ? end : count};
+}
+
+/* The words of the row of a token of rank `from`, in the region of `rank`: see exchange_shape.word_rows. */
+__device__ __forceinline__ struct exchange_word *words_row(const struct cuda_launch &l, const struct turn *turn,
+                                                           int rank, int from, int32_t token)
+{
+    size_t row = (size_t)from * (size_t)l.shape.word_tokens + (size_t)token;
+    return (struct exchange_word *)region_at(turn, rank, l.shape.word_rows) + row * (size_t)l.shape.word_row_words;
+}
+
+/* Row `row` of the results in words, in a region that begins at `base`. */
+__device__ __forceinline__ struct exchange_word *words_result(const struct exchange_shape &shape, unsigned char *base,
+                                                              size_t row)
+{
+    return (struct exchange_word *)(base + shape.word_results) + row * (shape.result_bytes / 8);
+}
+
+/*
+ * All lanes of a warp: piece `n` of a row, which is to go to word 2 n and the next, where n counts up with the lanes. Those
+ * from `end` on are not there. Lanes exchange halves, so that a warp's stores are contiguous.
+ */
+__device__ __forceinline__ void words_publish(struct exchange_word *row, int32_t n, int32_t end, uint4 piece,
+                                              uint64_t stamp)
+{
+    int32_t lane = (int32_t)threadIdx.x & 31, first = 2 * (n - lane);
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        int from = 16 * half + lane / 2;
+        uint32_t x = __shfl_sync(~0u, piece.x, from), y = __shfl_sync(~0u, piece.y, from);
+        uint32_t z = __shfl_sync(~0u, piece.z, from), w = __shfl_sync(~0u, piece.w, from);
+        uint64_t value = lane & 1 ? (uint64_t)w << 32 | z : (uint64_t)y << 32 | x;
+        int32_t word = first + 32 * half + lane;
+        if (word < 2 * end)
+            word_publish(row + word, value, stamp);
+    }
+}
+
+/* Two words that are 16 bytes of a row. */
+__device__ __forceinline__ uint4 words_piece(uint64_t low, uint64_t high)
+{
+    return make_uint4((uint32_t)low, (uint32_t)(low >> 32), (uint32_t)high, (uint32_t)(high >> 32));
+}
+
+/* Reads several words, all at a time; word(i) is where the i-th is, NULL if there is none. Returns which has not come, or -1. */
+template <int WORDS, typename Word>
+__device__ __forceinline__ int words_read(Word word, uint64_t stamp, uint64_t (&value)[WORDS])
+{
+    struct exchange_word read[WORDS];
+    int late = -1;
+#pragma unroll
+    for (int i = 0; i < WORDS; i++)
+        if (word(i))
+            read[i] = word_read(word(i));
+#pragma unroll
+    for (int i = 0; i < WORDS; i++)
+        if (word(i)) {
+            value[i] = read[i].value;
+            late = read[i].stamp < stamp ? i : late;
+        }
+    return late;
+}
+
+/* One thread waits for as many; peer(i) is the rank that the i-th comes from. False: the step is void. */
+template <bool FT, int WORDS, typename Word, typename Peer>
+__device__ __forceinline__ bool words_await(const struct cuda_launch &l, const struct turn *turn, muster_phase phase,
+                                            Word word, Peer peer, uint64_t (&value)[WORDS])
+{
+    struct wait_clock clock = {0, 0};
+    uint64_t stamp = turn->stamp;
+    for (uint32_t polls = 1;; polls++) {
+        int late = words_read<WORDS>(word, stamp, value);
+        if (late < 0)
+            return true;
+        if (FT && polls % WAIT_POLLS_PER_LOOK == 0) {
+            struct wait missing = {&word(late)->stamp, stamp, peer(late), phase};
+            if (!wait_look(l, turn, &missing, &clock))
+                return false;
+        }
+    }
+}
+
+#endif
