@@ -183,22 +183,24 @@ static int32_t word_bytes(size_t row_bytes)
 
 /*
  * Rows in words (see kernels/cuda/words.cuh): expert-major only, since other layouts are used where they arrive. None if
- * the hidden states do not divide into 16 bytes, or words would carry less than 4 bytes.
+ * the hidden states do not divide into 16 bytes, words would carry less than 4 bytes, or rows are too long.
  */
 static void make_words(struct exchange_shape *shape)
 {
-    int32_t next = 2 * shape->topk;
+    size_t next = 2 * (size_t)shape->topk, bytes = shape->result_bytes;
     bool can = shape->expert_major && !shape->quantise_return && shape->array[0].row_bytes % ROW_ALIGNMENT == 0;
     for (int a = 0; a < shape->arrays; a++) {
         struct exchange_array *array = &shape->array[a];
         array->word_bytes = word_bytes(array->row_bytes);
-        array->first_word = next;
+        array->first_word = (int32_t)next;
         can = can && array->word_bytes >= 4;
-        next += (int32_t)(array->row_bytes / (size_t)array->word_bytes);
+        next += array->row_bytes / (size_t)array->word_bytes;
+        bytes += array->row_bytes;
     }
-    shape->word_row_words = next;
-    if (can)
-        shape->word_tokens = shape->tokens < EXCHANGE_WORD_TOKENS ? shape->tokens : EXCHANGE_WORD_TOKENS;
+    if (!can || bytes > EXCHANGE_WORD_BYTES)
+        return;
+    shape->word_row_words = (int32_t)next;
+    shape->word_tokens = shape->tokens < EXCHANGE_WORD_TOKENS ? shape->tokens : EXCHANGE_WORD_TOKENS;
 }
 
 static uint64_t word_bytes_of_rows(const struct exchange_shape *shape)

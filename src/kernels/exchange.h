@@ -51,8 +51,11 @@ enum {
     EXCHANGE_TOLD_COUNTS
 };
 
-/* The most tokens of a rank whose rows can travel in words. */
-enum { EXCHANGE_WORD_TOKENS = 16 };
+/*
+ * The most tokens of a rank whose rows can travel in words, and the most bytes of one: as the caller gives it, and all that
+ * travels. A block keeps as much in its shared memory.
+ */
+enum { EXCHANGE_WORD_TOKENS = 16, EXCHANGE_WORD_BYTES = 80 * 1024 };
 
 enum { EXCHANGE_MAX_ARRAYS = 2 + MUSTER_EP_MAX_PAYLOADS, EXCHANGE_STATE_BYTES = 256 };
 

@@ -310,31 +310,34 @@ __device__ inline void return_each_in_words(const struct cuda_launch &l, const s
 
 /* Not inlined: that would take registers from those who return rows of many tokens. */
 static __device__ __noinline__ void return_words(const struct cuda_launch &l, const struct turn *turn,
-                                                 const struct returned_row *row, int32_t unit)
+                                                 const struct returned_row *row, const struct words_share &share)
 {
-    struct words_share share = words_share(l.plan.send_cut, (int32_t)(l.shape.result_bytes / SUM_PIECE), unit);
     if (l.shape.exact)
         return_each_in_words(l, turn, row, share);
     else
         return_sum_in_words(l, turn, row, share);
 }
 
-/* Those that were prepared are the first. False: what was found out about is no longer that, or there is an error. */
+/*
+ * Those that were prepared are the first. A row of which this block returns nothing is not judged: its source does not wait
+ * for this block, and may store the next row there. False: what was found out about is no longer that, or there is an error.
+ */
 __device__ inline bool return_in_words(const struct cuda_launch &l, const struct turn *turn,
                                        const struct combine_send_args &send, int block, int blocks, struct returning *r)
 {
     int32_t ahead = rows_ahead((int32_t)blockDim.x / 32 - 1), log2_parts = l.plan.send_cut.log2_parts;
-    int32_t all = r->most_in_words * turn->ranks << log2_parts;
+    int32_t all = r->most_in_words * turn->ranks << log2_parts, pieces = (int32_t)(l.shape.result_bytes / SUM_PIECE);
     for (int32_t first = block; first < all; first += ahead * blocks) {
         if (first != block)
             find_next_rows(l, send, first, blocks, log2_parts, r);
         for (int32_t n = 0; n < ahead; n++) {
             const struct returned_row *row = &r->row[n];
-            if (!row->there || !row->words)
+            struct words_share share = words_share(l.plan.send_cut, pieces, first + n * blocks);
+            if (!row->there || !row->words || share.begin == share.end)
                 continue;
             if (!row->good)
                 return refuse_row(l, turn, row);
-            return_words(l, turn, row, first + n * blocks);
+            return_words(l, turn, row, share);
         }
     }
     return all <= ahead * blocks;

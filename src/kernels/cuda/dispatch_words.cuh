@@ -214,7 +214,7 @@ __device__ inline void words_send_share(const struct cuda_launch &l, const struc
                                         const struct words_share &share)
 {
     words_send(l, turn, token, t, 0, share.begin, share.end, l.shape.quantise ? stage.codes : stage.row);
-    if (!l.shape.quantise)
+    if (!l.shape.quantise || share.begin == share.end) /* an empty share may end within another one's group */
         return;
     int32_t wide = l.shape.array[1].word_bytes, all = (int32_t)l.shape.array[1].row_bytes;
     int32_t group_words = MUSTER_EP_FP8_GROUP / 8, end = (share.end + group_words - 1) / group_words * 4;
