@@ -191,8 +191,8 @@ __device__ bool turn_enter(const struct cuda_launch &l, enum turn_operation oper
         if (threadIdx.x == 0)
             now = turn_read_state(l);
         if (!open) {
+            __threadfence(); /* by the lane that has read the gate, before any reads the view */
             __syncwarp();
-            __threadfence(); /* after the gate, which has been read */
             turn_copy_view(l, turn);
         }
         if (threadIdx.x == 0)
