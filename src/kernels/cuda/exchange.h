@@ -25,7 +25,7 @@ struct cuda_exchange {
     struct cuda_pair pair;
     uint32_t narrowed_epoch; /* of `narrowed`; masked mode */
     uint32_t
-        exits; /* blocks of the running kernel that have come to its end; above EXITS_FAILED those that saw a failure */
+        exits; /* blocks of the running kernel that have come to its end; above EXITS_VOID those that found the step void */
     muster_mask narrowed; /* what muster_ep_set_mask() said in that epoch */
 };
 

@@ -263,23 +263,41 @@ __device__ inline void step_note_ended(const struct cuda_launch &l, const struct
     flag_raise(&v->word, word | CUDA_VERDICT_VOID);
 }
 
-/* Blocks that leave are counted below this, those of them that saw a failure above. */
-enum { EXITS_FAILED = 1 << 16 };
+/* Blocks that leave are counted below this, those of them that found the step void above. */
+enum { EXITS_VOID = 1 << 16 };
+
+/* Of the kernel that begins a step, a block that did nothing; of the one that ends it, that saw a failure, now. */
+__device__ __forceinline__ bool turn_found_void(const struct cuda_launch &l, const struct turn *turn)
+{
+    return l.begins_step ? !turn->live : l.ends_step && turn_void(l);
+}
 
 /*
- * Counts this block out. True: it is the last one, and has all the others' stores before it; `failed` tells whether any of
- * them has seen the step fail, each having looked when its own work was over. One atomic operation tells both.
+ * Counts this block out. True: it is the last one, and has all the others' stores before it; `found` is how many of them
+ * have found the step void. One atomic operation tells both.
  */
-__device__ inline bool turn_count_out(const struct cuda_launch &l, bool told_peers, bool *failed)
+__device__ inline bool turn_count_out(const struct cuda_launch &l, const struct turn *turn, bool told_peers,
+                                      uint32_t *found)
 {
-    bool saw = l.ends_step && turn_void(l); /* nobody else asks */
+    bool mine = turn_found_void(l, turn);
     if (l.ends_step && told_peers)
         __threadfence_system(); /* X3: see step_note_ended(); here all blocks do it at the same time */
     else
         __threadfence();
-    uint32_t before = atomicAdd(&l.exchange->exits, saw ? 1u + EXITS_FAILED : 1u);
-    *failed = saw || before >= EXITS_FAILED;
-    return before % EXITS_FAILED == gridDim.x - 1;
+    uint32_t before = atomicAdd(&l.exchange->exits, mine ? 1u + EXITS_VOID : 1u);
+    *found = before / EXITS_VOID + mine;
+    return before % EXITS_VOID == gridDim.x - 1;
+}
+
+/*
+ * Some blocks of a kernel began the step, and others did not: a failure was forgotten, or the gate opened, while they
+ * entered. So the step is void, and its numbers, of which peers may have heard, are not used again: its epoch ends, of which
+ * the agent hears even if another failure stands.
+ */
+static __device__ __noinline__ void turn_disagree(const struct cuda_launch &l, const struct turn *turn)
+{
+    turn_fail(l, MUSTER_REASON_ABORT, MUSTER_PHASE_STEP, -1, turn->epoch, 0);
+    word_store(&l.mailbox->used_up_epoch, turn->epoch);
 }
 
 /*
@@ -287,10 +305,12 @@ __device__ inline bool turn_count_out(const struct cuda_launch &l, bool told_pee
  * nearer than the control block.
  */
 __device__ inline void turn_epilogue(const struct cuda_launch &l, enum turn_operation operation,
-                                     const struct turn *turn, bool failed)
+                                     const struct turn *turn, uint32_t found_void)
 {
     struct cuda_exchange *x = l.exchange;
     x->exits = 0;
+    if (l.begins_step && found_void > 0 && found_void < gridDim.x)
+        turn_disagree(l, turn);
     if (l.begins_step)
         step_note_begun(l, turn);
     if (turn->live && turn_begins_pair(operation)) {
@@ -300,7 +320,7 @@ __device__ inline void turn_epilogue(const struct cuda_launch &l, enum turn_oper
         turn_note_number(l, turn->epoch, turn->sequence);
     }
     if (l.ends_step)
-        step_note_ended(l, &turn->view, turn->step, failed ? word_look(&l.control->failure) : 0, turn->epoch);
+        step_note_ended(l, &turn->view, turn->step, found_void ? word_look(&l.control->failure) : 0, turn->epoch);
 }
 
 template <bool FT>
@@ -308,11 +328,11 @@ __device__ void turn_leave(const struct cuda_launch &l, enum turn_operation oper
                            bool told_peers)
 {
     __syncthreads();
-    bool failed;
-    if (threadIdx.x != 0 || !turn_count_out(l, told_peers, &failed))
+    uint32_t found_void;
+    if (threadIdx.x != 0 || !turn_count_out(l, turn, told_peers, &found_void))
         return;
     __threadfence();
-    turn_epilogue(l, operation, turn, failed);
+    turn_epilogue(l, operation, turn, found_void);
     __threadfence();
     if (FT)
         atomicAdd((unsigned long long *)&l.control->gate, (unsigned long long)-(long long)gridDim.x);
