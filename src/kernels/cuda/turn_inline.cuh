@@ -76,6 +76,8 @@ __device__ inline muster_reason turn_admission(const struct cuda_launch &l, enum
     uint32_t epoch = gate_epoch(gate);
     if (l.begins_step)
         return gate & CUDA_GATE_OPEN ? MUSTER_REASON_NONE : MUSTER_REASON_NOT_READY;
+    if (turn->control.step.epoch == 0) /* void from its start; why has been read meanwhile, and forgotten */
+        return gate & CUDA_GATE_OPEN ? MUSTER_REASON_UNREAD : MUSTER_REASON_NOT_READY;
     if (turn->control.step.epoch != epoch)
         return MUSTER_REASON_EPOCH;
     return turn_begins_pair(operation) || turn->exchange.pair.epoch == epoch ? MUSTER_REASON_NONE : MUSTER_REASON_EPOCH;
@@ -113,7 +115,7 @@ __device__ inline void turn_begin(const struct cuda_launch &l, enum turn_operati
     turn->live = !FT || turn->control.failure == 0;
     muster_reason refused = FT && turn->live ? turn_admission(l, operation, turn, gate) : MUSTER_REASON_NONE;
     if (refused != MUSTER_REASON_NONE) {
-        turn_fail(l, refused, refused == MUSTER_REASON_NOT_READY ? MUSTER_PHASE_STEP : turn_phase(operation), -1,
+        turn_fail(l, refused, refused == MUSTER_REASON_EPOCH ? turn_phase(operation) : MUSTER_PHASE_STEP, -1,
                   turn->epoch, 0);
         turn->live = false;
     }
