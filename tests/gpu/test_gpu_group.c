@@ -10,7 +10,7 @@
 
 #include "core/mask.h"
 #include "lib/backend.h"
-#include "lib/cluster.h"
+#include "lib/rounds.h"
 
 enum { RANKS = 4 };
 
@@ -80,6 +80,75 @@ static void epochs_end_steps(void **state)
     assert_true(cluster_run(&options, void_steps, NULL));
 }
 
+static const struct exchange_case plain = {
+    .name = "steps and exchanges", .hidden = 16, .max_tokens = 3, .slots = 2, .topk = 2, .tokens = TOKENS_UNEVEN};
+
+/* Of the view that is installed. */
+static void say_ready(struct cluster_rank *self)
+{
+    muster_view view;
+    expect_status(muster_group_view(self->group, &view), MUSTER_OK, "muster_group_view");
+    expect_status(muster_group_ready(self->group, view.epoch), MUSTER_OK, "muster_group_ready");
+}
+
+/*
+ * A step that begins before a void verdict is read, in an epoch that lives, and goes on after that: by then the device has
+ * forgotten why the step is void.
+ */
+static void straddle_a_reading(struct cluster_rank *self, muster_ep *ep)
+{
+    struct party *p = party_open(self->context, self->rank);
+    expect_status(muster_step_begin(self->group, backend_stream()), MUSTER_OK, "muster_step_begin");
+    muster_verdict first = cluster_verdict(self);
+    expect(first.reason == MUSTER_REASON_NOT_READY, "first: reason %d", (int)first.reason);
+    expect(cudaDeviceSynchronize() == cudaSuccess, "no synchronizing"); /* it forgets on the agent's stream */
+    expect_status(muster_ep_dispatch(ep, &p->dispatch, backend_stream()), MUSTER_OK, "dispatch");
+    expect_status(muster_ep_combine(ep, &p->combine, backend_stream()), MUSTER_OK, "combine");
+    expect_status(muster_step_end(self->group, backend_stream()), MUSTER_OK, "muster_step_end");
+    muster_verdict second = cluster_verdict(self);
+    expect(second.status == MUSTER_ERR_VOID && second.reason == MUSTER_REASON_UNREAD, "second: %s, reason %d",
+           muster_status_name(second.status), (int)second.reason);
+    expect(party_untouched(p), "%s", p->why);
+    party_close(p);
+}
+
+/* Rank 0 is ready before the others, begins a step too early, and does not read its verdict until the epoch has begun. */
+static void read_late(struct cluster_rank *self)
+{
+    cluster_at("reading a verdict late");
+    muster_ep *ep = rounds_create(self, &plain);
+    if (self->rank == 0) {
+        say_ready(self);
+        cluster_sleep_ms(200); /* its agent has told the others */
+        expect_status(muster_step_begin(self->group, backend_stream()), MUSTER_OK, "muster_step_begin");
+        expect_status(muster_step_end(self->group, backend_stream()), MUSTER_OK, "muster_step_end");
+        backend_wait();
+    }
+    cluster_barrier(self);
+    if (self->rank != 0)
+        say_ready(self);
+    uint32_t epoch = cluster_await_view(self, RANKS, 0).epoch;
+    if (self->rank == 0)
+        straddle_a_reading(self, ep);
+    cluster_await_end(self, epoch);
+    say_ready(self);
+    cluster_await_view(self, RANKS, epoch);
+    rounds_exchange(self, ep, self->context);
+    muster_ep_destroy(ep);
+}
+
+static void a_step_that_began_unread_stays_void(void **state)
+{
+    (void)state;
+    struct world *world = world_make(&plain, RANKS, mask_first(RANKS), 7);
+    struct cluster_options options = {.ranks = RANKS,
+                                      .memory_bytes = rounds_memory_bytes(&plain, 1, RANKS),
+                                      .manual_ready = 1};
+    bool good = cluster_run(&options, read_late, world);
+    world_free(world);
+    assert_true(good);
+}
+
 /* A captured step goes on to be right in the epoch that follows: nothing of a view is frozen in the graph. */
 static void captured_steps(struct cluster_rank *self)
 {
@@ -145,6 +214,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(steps_are_good),
         cmocka_unit_test(epochs_end_steps),
+        cmocka_unit_test(a_step_that_began_unread_stays_void),
         cmocka_unit_test(captured_steps_survive_a_view_change),
         cmocka_unit_test(survivors_go_on),
     };

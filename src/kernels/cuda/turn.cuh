@@ -82,10 +82,11 @@ static __device__ __noinline__ void turn_fail(const struct cuda_launch &l, muste
     if (reason == MUSTER_REASON_VALUE)
         atomicMin((unsigned long long *)&l.control->failure_detail, (unsigned long long)detail);
     __threadfence_system(); /* whom this thread calls overdue is seen before any failure is */
+    if (atomicCAS((unsigned long long *)&l.control->failure, 0ull, (unsigned long long)failure) != 0)
+        return; /* the gate stays as it is: the agent hears of what is recorded, and ends the epoch of that alone */
     if (reason != MUSTER_REASON_NOT_READY)
         turn_close_epoch(l, epoch);
-    if (atomicCAS((unsigned long long *)&l.control->failure, 0ull, (unsigned long long)failure) == 0)
-        flag_raise(&l.mailbox->failure, failure);
+    flag_raise(&l.mailbox->failure, failure);
 }
 
 /* Whether the step is void by now. One load from this device's memory. */

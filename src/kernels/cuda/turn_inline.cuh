@@ -104,6 +104,8 @@ __device__ __forceinline__ muster_reason turn_admission(const struct cuda_launch
     uint32_t epoch = gate_epoch(now.gate);
     if (l.begins_step)
         return now.gate & CUDA_GATE_OPEN ? MUSTER_REASON_NONE : MUSTER_REASON_NOT_READY;
+    if (now.step.epoch == 0) /* void from its start; why has been read meanwhile, and forgotten */
+        return now.gate & CUDA_GATE_OPEN ? MUSTER_REASON_UNREAD : MUSTER_REASON_NOT_READY;
     if (now.step.epoch != epoch)
         return MUSTER_REASON_EPOCH;
     return turn_begins_pair(operation) || now.exchange.pair.epoch == epoch ? MUSTER_REASON_NONE : MUSTER_REASON_EPOCH;
@@ -138,7 +140,7 @@ __device__ __forceinline__ void turn_begin(const struct cuda_launch &l, enum tur
     turn->live = !FT || now.failure == 0;
     muster_reason refused = FT && turn->live ? turn_admission(l, operation, now) : MUSTER_REASON_NONE;
     if (refused != MUSTER_REASON_NONE) {
-        turn_fail(l, refused, refused == MUSTER_REASON_NOT_READY ? MUSTER_PHASE_STEP : turn_phase(operation), -1,
+        turn_fail(l, refused, refused == MUSTER_REASON_EPOCH ? turn_phase(operation) : MUSTER_PHASE_STEP, -1,
                   turn->epoch, 0);
         turn->live = false;
     }
@@ -297,6 +299,7 @@ __device__ inline bool turn_count_out(const struct cuda_launch &l, const struct 
 static __device__ __noinline__ void turn_disagree(const struct cuda_launch &l, const struct turn *turn)
 {
     turn_fail(l, MUSTER_REASON_ABORT, MUSTER_PHASE_STEP, -1, turn->epoch, 0);
+    turn_close_epoch(l, turn->epoch);
     word_store(&l.mailbox->used_up_epoch, turn->epoch);
 }
 
