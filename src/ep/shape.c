@@ -203,13 +203,13 @@ static void make_words(struct exchange_shape *shape)
     shape->word_tokens = shape->tokens < EXCHANGE_WORD_TOKENS ? shape->tokens : EXCHANGE_WORD_TOKENS;
 }
 
-static uint64_t word_bytes_of_rows(const struct exchange_shape *shape)
+static uint64_t words_area_of_rows(const struct exchange_shape *shape)
 {
     return (uint64_t)shape->ranks * (uint64_t)shape->word_tokens * (uint64_t)shape->word_row_words *
            sizeof(struct exchange_word);
 }
 
-static uint64_t word_bytes_of_results(const struct exchange_shape *shape)
+static uint64_t words_area_of_results(const struct exchange_shape *shape)
 {
     uint64_t rows = (uint64_t)shape->word_tokens * (uint64_t)(shape->exact ? shape->topk : shape->ranks);
     return rows * shape->result_bytes / 8 * sizeof(struct exchange_word);
@@ -232,8 +232,8 @@ static void make_offsets(const muster_ep_config *config, uint64_t begin, struct 
     shape->results = take(&next, shape->exact ? 0 : rows * shape->return_bytes);
     shape->home = take(&next, shape->exact ? routes * shape->return_bytes : 0);
     shape->told = take(&next, ranks * (uint64_t)shape->told_words * sizeof(struct exchange_word));
-    shape->word_rows = take(&next, word_bytes_of_rows(shape));
-    shape->word_results = take(&next, word_bytes_of_results(shape));
+    shape->word_rows = take(&next, words_area_of_rows(shape));
+    shape->word_results = take(&next, words_area_of_results(shape));
     shape->row_index = take(&next, ranks * routes * sizeof(int32_t));
     shape->row_flag = take(&next, rows * sizeof(uint64_t));
     shape->arrived = keeps_results(shape) ? take(&next, rows * shape->return_bytes) : shape->results;

@@ -165,10 +165,11 @@ __device__ inline void returning_prepare(const struct cuda_launch &l, const stru
         find_most(l, r);
 }
 
-/* X9. Returns false. */
+/* X9. By all threads of a block. Returns false. */
 __device__ inline bool refuse_row(const struct cuda_launch &l, const struct turn *turn, const struct returned_row *row)
 {
-    turn_fail(l, MUSTER_REASON_VALUE, MUSTER_PHASE_COMBINE, row->rank, turn->epoch, (uint32_t)row->token);
+    if (threadIdx.x == 0)
+        turn_fail(l, MUSTER_REASON_VALUE, MUSTER_PHASE_COMBINE, row->rank, turn->epoch, (uint32_t)row->token);
     return false;
 }
 

@@ -79,19 +79,25 @@ static enum dispatch_kind kind_of(const struct cuda_launch *launch)
     return launch->plan.words ? DISPATCH_WORDS : DISPATCH_PUSHED;
 }
 
+/* Warps without a stage: who place tokens and post flags, who hear while the rest looks out for rows, or one for the summary. */
+static int32_t plan_others(const struct cuda_plan *plan, int32_t warps)
+{
+    if (plan->streams)
+        return 1 + warps / 4;
+    return plan->words ? warps / 2 : 1;
+}
+
 /* So many stages as fit behind the tables, each for a row of the longest array if that is not too long. */
 static void plan_stages(const struct exchange_shape *shape, int32_t shared_bytes, struct cuda_plan *plan)
 {
     size_t longest = 16, ranks = (size_t)shape->ranks, slots = (size_t)shape->slots;
     size_t entries = ranks * slots + (slots > MUSTER_MAX_RANKS ? slots : MUSTER_MAX_RANKS);
     int32_t token_bytes = plan->streams ? 2 * (int32_t)sizeof(struct route_token) : 0; /* two batches */
-    int32_t warps = plan->threads / 32,
-            others = plan->streams ? 1 + warps / 4 : 1; /* see send_stream_block(), receive_block() */
+    int32_t warps = plan->threads / 32, others = plan_others(plan, warps);
     for (int a = 0; a < shape->arrays; a++)
         longest = shape->array[a].row_bytes > longest ? shape->array[a].row_bytes : longest;
     plan->table_bytes = plan_round_up(entries * sizeof(int32_t), 128);
     plan->stage_bytes = plan_stage_bytes(longest);
-    others = plan->words ? warps / 2 : others; /* who hear, while the rest looks out for rows */
     plan->stages =
         plan_least((shared_bytes - plan->table_bytes - 128) / (plan->stage_bytes + token_bytes), warps - others);
     plan->batch_bytes = plan_round_up((size_t)plan->stages * (size_t)token_bytes, 128);

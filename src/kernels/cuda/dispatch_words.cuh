@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Dispatch of few tokens: their rows in words, both ends. A row has two words for each route, then its arrays:
+ * Dispatch of the fewest tokens: how their rows leave in words (dispatch_take_words.cuh is the other end). A row has two words
+ * for each route, then its arrays:
  *
  *     word 2 k      local slot (-1: the route goes elsewhere) | index of the route in its slot << 32
  *     word 2 k + 1  weight
