@@ -16,12 +16,13 @@ struct wait {
     muster_phase phase;
 };
 
-enum { WAIT_POLLS_PER_LOOK = 64, WAIT_LONG_NS = 20000 };
+/* Operations that go well take less than WAIT_LONG_NS, but for the largest: so they never wait for the host's bus. */
+enum { WAIT_POLLS_PER_LOOK = 64, WAIT_LONG_NS = 200000 };
 
-__device__ __forceinline__ uint64_t wait_step_word(const struct turn *turn, int peer)
+__device__ __forceinline__ const uint64_t *wait_step_word(const struct turn *turn, int peer)
 {
     /* struct region_header: a cache line for each rank, at the beginning of the region. */
-    return flag_read((const uint64_t *)(turn->peers[turn->rank] + (size_t)peer * 64));
+    return (const uint64_t *)(turn->peers[turn->rank] + (size_t)peer * 64);
 }
 
 /* How far a wait has come: when it began, and when its peer was first seen inside the step. */
@@ -29,14 +30,33 @@ struct wait_clock {
     uint64_t started_ns, begun_ns;
 };
 
+/* What a look finds in this device's memory. */
+struct wait_sight {
+    uint64_t now_ns, failure, gate;
+    uint64_t word; /* how far the peer's step is */
+    uint64_t step_timeout_ns, operation_timeout_ns;
+};
+
+/* All loads are under way at once, so that a flag that comes meanwhile is seen hardly later. */
+__device__ __forceinline__ struct wait_sight wait_see(const struct cuda_launch &l, const struct turn *turn, int peer)
+{
+    const struct cuda_control *c = l.control;
+    return {clock_ns(),
+            word_look(&c->failure),
+            word_look(&c->gate),
+            word_look(wait_step_word(turn, peer)),
+            word_look(&c->step_timeout_ns),
+            word_look(&c->operation_timeout_ns)};
+}
+
 /* X2: a peer has step_timeout to come to the step, and operation_timeout from when it was first seen inside it. */
-__device__ inline bool wait_overdue(const struct cuda_launch &l, struct wait_clock *clock, bool begun, uint64_t now_ns)
+__device__ inline bool wait_overdue(const struct wait_sight &now, struct wait_clock *clock, bool begun)
 {
     if (!begun)
-        return now_ns - clock->started_ns > word_look(&l.control->step_timeout_ns);
+        return now.now_ns - clock->started_ns > now.step_timeout_ns;
     if (clock->begun_ns == 0)
-        clock->begun_ns = now_ns;
-    return now_ns - clock->begun_ns > word_look(&l.control->operation_timeout_ns);
+        clock->begun_ns = now.now_ns;
+    return now.now_ns - clock->begun_ns > now.operation_timeout_ns;
 }
 
 /*
@@ -52,12 +72,12 @@ __device__ inline bool wait_may_look(const struct cuda_launch &l, uint64_t now_n
 }
 
 /* The live epoch as this device knows it; once the wait has lasted long, as the agent's own word has it. */
-__device__ inline bool wait_epoch_lives(const struct cuda_launch &l, const struct turn *turn, uint64_t waited_ns,
-                                        uint64_t now_ns)
+__device__ inline bool wait_epoch_lives(const struct cuda_launch &l, const struct turn *turn,
+                                        const struct wait_sight &now, uint64_t started_ns)
 {
-    if ((uint32_t)(word_look(&l.control->gate) >> CUDA_GATE_EPOCH_SHIFT) != turn->epoch)
+    if ((uint32_t)(now.gate >> CUDA_GATE_EPOCH_SHIFT) != turn->epoch)
         return false;
-    if (waited_ns < WAIT_LONG_NS || !wait_may_look(l, now_ns))
+    if (now.now_ns - started_ns < WAIT_LONG_NS || !wait_may_look(l, now.now_ns))
         return true;
     return (uint32_t)word_look(&l.mailbox->live_epoch) == turn->epoch;
 }
@@ -66,20 +86,21 @@ __device__ inline bool wait_epoch_lives(const struct cuda_launch &l, const struc
 static __device__ __noinline__ bool wait_look(const struct cuda_launch &l, const struct turn *turn,
                                               const struct wait *w, struct wait_clock *clock)
 {
-    uint64_t now_ns = clock_ns();
+    struct wait_sight now = wait_see(l, turn, w->peer);
     if (clock->started_ns == 0)
-        clock->started_ns = now_ns;
-    if (turn_void(l))
+        clock->started_ns = now.now_ns;
+    if (now.failure)
         return false;
-    if (!wait_epoch_lives(l, turn, now_ns - clock->started_ns, now_ns)) {
+    if (!wait_epoch_lives(l, turn, now, clock->started_ns)) {
         turn_fail(l, MUSTER_REASON_EPOCH, w->phase, -1, turn->epoch, 0);
         return false;
     }
-    uint64_t word = wait_step_word(turn, w->peer), begun = turn_stamp(turn->epoch, 2 * turn->number + 1);
-    bool refused = word > begun, overdue = wait_overdue(l, clock, word >= begun, now_ns);
-    if (!refused && !overdue)
+    uint64_t begun = turn_stamp(turn->epoch, 2 * turn->number + 1);
+    bool overdue = wait_overdue(now, clock, now.word >= begun);
+    if (now.word <= begun && !overdue)
         return true;
     /* X3: the flag was raised before the word was stored, if it ever will be; and this thread may itself be late. */
+    bool refused = flag_read(wait_step_word(turn, w->peer)) > begun;
     if (flag_read(w->flag) >= w->stamp)
         return true;
     if (!refused)
