@@ -81,16 +81,23 @@ __device__ inline void find_token(const struct cuda_launch &l, int32_t token, st
         find_ranks(l, token, owed);
 }
 
-/* A thread waits for each rank that owes something to the token. */
+/* What is to be waited for from a rank, if it owes something to the token. */
+__device__ __forceinline__ struct wait owing_rank(const struct cuda_launch &l, const struct turn *turn, int32_t token,
+                                                  int rank)
+{
+    const uint64_t *flag = NULL;
+    if (rank < turn->ranks && l.own.token_ranks[2 * (size_t)token + (rank >> 6)] >> (rank & 63) & 1)
+        flag = (const uint64_t *)region_at(turn, turn->rank, l.shape.arrived_flag) + row_at(l.shape, rank, token);
+    return {flag, turn->stamp, rank, MUSTER_PHASE_COMBINE};
+}
+
+/* The first warps of the block wait for all ranks that owe something to the token. */
 template <bool FT>
 __device__ inline bool await_ranks(const struct cuda_launch &l, const struct turn *turn, int32_t token)
 {
     bool come = true;
-    int rank = (int)threadIdx.x;
-    if (rank < turn->ranks && l.own.token_ranks[2 * (size_t)token + (rank >> 6)] >> (rank & 63) & 1) {
-        const uint64_t *flag = (const uint64_t *)region_at(turn, turn->rank, l.shape.arrived_flag);
-        come = wait_flag<FT>(l, turn, {flag + row_at(l.shape, rank, token), turn->stamp, rank, MUSTER_PHASE_COMBINE});
-    }
+    if ((int)(threadIdx.x & ~31u) < turn->ranks)
+        come = wait_flags<FT, false>(l, turn, owing_rank(l, turn, token, (int)threadIdx.x));
     return __syncthreads_and(come);
 }
 

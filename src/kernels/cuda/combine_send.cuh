@@ -14,7 +14,8 @@
 #include "kernels/cuda/sum.cuh"
 #include "kernels/cuda/words.cuh"
 
-enum { RETURN_BATCH = 3, RETURN_ROWS = 2 * RETURN_BATCH };
+/* Rows that a block finds out about at a time, and that it returns under one fence, at most. */
+enum { RETURN_ROWS = 6, RETURN_BATCH = 3 };
 
 /* One row that was received, and where its experts' results lie. In shared memory, filled by one warp. */
 struct returned_row {
@@ -237,15 +238,15 @@ __device__ inline void find_next_rows(const struct cuda_launch &l, const struct 
 /* ------------------------------------------------------------------------------------------------------ row by row */
 
 /*
- * Returns some of the rows that were found out about, row i first and then every `blocks`-th, and raises their flags: one
+ * Returns `count` of the rows that were found out about, row i first and then every `blocks`-th, and raises their flags: one
  * fence for all of them, while the other warps go on. False: one of them cannot be used.
  */
 template <bool QUANTISED>
 __device__ inline bool return_batch(const struct cuda_launch &l, const struct turn *turn,
                                     const struct combine_send_args &send, int32_t i, int32_t blocks,
-                                    const struct returned_row *rows)
+                                    const struct returned_row *rows, int32_t count)
 {
-    for (int n = 0; n < RETURN_BATCH; n++) {
+    for (int32_t n = 0; n < count; n++) {
         bool returns = rows[n].there && !rows[n].words;
         if (returns && !rows[n].good)
             return refuse_row(l, turn, &rows[n]);
@@ -253,26 +254,30 @@ __device__ inline bool return_batch(const struct cuda_launch &l, const struct tu
             return_row<QUANTISED>(l, turn, send, rows[n].rank, divide_whole(i + n * blocks, l.by.ranks), &rows[n]);
     }
     __syncthreads();
-    int n = (int)threadIdx.x;
-    if (n >= RETURN_BATCH || !rows[n].there || rows[n].words)
+    int32_t n = (int32_t)threadIdx.x;
+    if (n >= count || !rows[n].there || rows[n].words)
         return true;
     uint64_t *flag = (uint64_t *)region_at(turn, rows[n].rank, l.shape.arrived_flag);
     flag_raise(flag + row_at(l.shape, turn->rank, rows[n].token), turn->stamp);
     return true;
 }
 
+/* A block that has few rows returns fewer at a time, so that home ranks can begin earlier. */
 template <bool QUANTISED>
 __device__ inline void return_rows(const struct cuda_launch &l, const struct turn *turn,
                                    const struct combine_send_args &send, int block, int blocks, bool prepared,
                                    struct returning *r)
 {
     int32_t ahead = rows_ahead((int32_t)blockDim.x / 32 - 1), all = r->most_rows * turn->ranks;
+    int32_t batch = all <= RETURN_ROWS * blocks ? RETURN_BATCH - 1 : RETURN_BATCH;
     for (int32_t first = block; first < all; first += ahead * blocks) {
         if (first != block || !prepared)
             find_next_rows(l, send, first, blocks, 0, r);
-        for (int32_t n = 0; n < ahead; n += RETURN_BATCH)
-            if (!return_batch<QUANTISED>(l, turn, send, first + n * blocks, blocks, &r->row[n]))
+        for (int32_t n = 0, count; n < ahead; n += count) {
+            count = ahead - n < batch ? ahead - n : batch;
+            if (!return_batch<QUANTISED>(l, turn, send, first + n * blocks, blocks, &r->row[n], count))
                 return;
+        }
     }
 }
 

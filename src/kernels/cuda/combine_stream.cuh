@@ -106,21 +106,14 @@ __device__ inline void stream_send_block(const struct cuda_launch &l, const stru
     stream_rows_home(l, turn, send, &stage, &office, warp * blocks + block, l.plan.stages * blocks);
 }
 
-/* A lane waits for each rank that owes something to the token. */
+/* A warp waits for the ranks that owe something to the token. */
 template <bool FT>
 __device__ inline bool stream_await(const struct cuda_launch &l, const struct turn *turn, int32_t token)
 {
-    const uint64_t *flag = (const uint64_t *)region_at(turn, turn->rank, l.shape.arrived_flag);
-    bool come = true;
-    for (int rank = threadIdx.x & 31; rank < turn->ranks; rank += 32)
-        if (l.own.token_ranks[2 * (size_t)token + (rank >> 6)] >> (rank & 63) & 1)
-            come =
-                wait_flag_calmly<FT>(l, turn,
-                                     {flag + row_at(l.shape, rank, token), turn->stamp, rank, MUSTER_PHASE_COMBINE}) &&
-                come;
-    come = __all_sync(~0u, come);
-    __syncwarp(); /* what each flag's reader may see, its whole warp may see */
-    return come;
+    for (int first = 0; first < turn->ranks; first += 32)
+        if (!wait_flags<FT, true>(l, turn, owing_rank(l, turn, token, first + ((int)threadIdx.x & 31))))
+            return false;
+    return true;
 }
 
 template <bool FT>

@@ -42,9 +42,13 @@ static __device__ void dispatch_block(const struct dispatch_work &w, const struc
 template <enum dispatch_kind KIND>
 static __device__ __forceinline__ void dispatch_prepare_block(const struct dispatch_work &w, int thread, int threads)
 {
-    int block = (int)blockIdx.x;
-    if (KIND == DISPATCH_WORDS && block < w.launch.plan.send_blocks)
+    int block = (int)blockIdx.x, blocks = w.launch.plan.send_blocks;
+    if (block >= blocks)
+        return;
+    if (KIND == DISPATCH_WORDS)
         words_prepare(w.launch, w.send, dispatch_shared + w.launch.plan.table_bytes, block - 1, thread, threads);
+    else if (KIND == DISPATCH_PUSHED && block > 0)
+        push_prepare(w.launch, w.send, block - 1, blocks - 1, thread, threads);
 }
 
 template <bool FT, enum dispatch_kind KIND>

@@ -55,9 +55,9 @@ __device__ inline bool place_first(const struct cuda_launch &l, const struct tur
     return true;
 }
 
-/* One warp: `count` tokens from `first`. */
-__device__ inline void place_tokens(const struct route_input &in, const struct route_counts &counts, int32_t first,
-                                    int32_t count, struct route_token *token)
+/* What can be known of `count` tokens from `first` before those before them are counted. One warp. */
+__device__ inline void read_tokens(const struct route_input &in, int32_t first, int32_t count,
+                                   struct route_token *token)
 {
     enum { FLIGHT = 2 };
     int32_t lane = (int32_t)threadIdx.x & 31;
@@ -72,10 +72,8 @@ __device__ inline void place_tokens(const struct route_input &in, const struct r
         }
 #pragma unroll
         for (int n = 0; n < FLIGHT; n++)
-            if (begin + n < count) {
+            if (begin + n < count)
                 route_read(in, first + begin + n, id[n], weight[n], &token[begin + n]);
-                route_place(in, counts, &token[begin + n]);
-            }
     }
 }
 
@@ -220,37 +218,67 @@ __device__ inline void push_flags(const struct cuda_launch &l, const struct turn
 /* Tokens that a block takes at a time, at most: it counts those of the other blocks only so often. */
 enum { PUSH_TURN = 8 };
 
-/* Some tokens, a batch after the other; those before have been counted. */
+/* How many that are. */
+__device__ __forceinline__ int32_t push_size(int32_t tokens, int32_t blocks)
+{
+    int32_t share = (tokens + blocks - 1) / blocks;
+    return share < PUSH_TURN ? share : PUSH_TURN;
+}
+
+/* The batch that begins at `first`, of the turn that ends before `end`, as far as it can be known early. One warp. */
+__device__ __forceinline__ void push_read(const struct route_input &in, int32_t first, int32_t end,
+                                          struct push_batch *batch)
+{
+    batch->first = first;
+    batch->count = end - first < PUSH_BATCH ? end - first : PUSH_BATCH;
+    read_tokens(in, first, batch->count, batch->token);
+}
+
+/* By the warp of a block that does not raise flags. */
+__device__ __forceinline__ bool push_places()
+{
+    return threadIdx.x / 32 == blockDim.x / 32 - 1;
+}
+
+/*
+ * Some tokens, a batch after the other; those before have been counted, and the first batch is read. Batches take turns in
+ * two places: one is placed while the flags of the other are raised.
+ */
 __device__ inline void push_turn(const struct cuda_launch &l, const struct turn *turn,
                                  const struct dispatch_send_args &send, const struct route_counts &counts,
-                                 int32_t begin, int32_t end)
+                                 int32_t begin, int32_t end, struct push_batch *batches)
 {
-    __shared__ struct push_batch batches[2]; /* one is placed while the flags of the other are raised */
     struct route_input in = send_routes(l, turn, send);
     for (int32_t first = begin; first < end; first += PUSH_BATCH) {
         struct push_batch *batch = &batches[(first - begin) / PUSH_BATCH & 1];
-        int32_t count = end - first < PUSH_BATCH ? end - first : PUSH_BATCH;
-        if (threadIdx.x / 32 == blockDim.x / 32 - 1) { /* not the warp that raises flags */
-            batch->first = first;
-            batch->count = count;
-            place_tokens(in, counts, first, count, batch->token);
-        }
+        if (push_places() && first > begin)
+            push_read(in, first, end, batch);
+        for (int32_t n = 0; push_places() && n < batch->count; n++)
+            route_place(in, counts, &batch->token[n]);
         __syncthreads();
         push_tokens(l, turn, send, batch);
         __syncthreads();
         push_flags(l, turn, batch);
-        for (int32_t n = 0; n < count; n++)
+        for (int32_t n = 0; n < batch->count; n++)
             push_keep(l, &batch->token[n], first + n, threadIdx.x, blockDim.x);
     }
 }
 
-/* The first rows come nearer while it is worked out where they go: a thread asks for 128 bytes. */
-__device__ __forceinline__ void push_expect(const struct cuda_launch &l, const struct dispatch_send_args &send,
-                                            int32_t token)
+/*
+ * While the turn is entered (see turn_enter()), what is read first comes nearer: ids of the tokens that are counted, and the
+ * first rows. A thread asks for 128 bytes.
+ */
+__device__ inline void push_prepare(const struct cuda_launch &l, const struct dispatch_send_args &send, int block,
+                                    int blocks, int thread, int threads)
 {
-    size_t lines = (l.shape.result_bytes + 127) / 128, row = threadIdx.x / lines;
-    if (row < PUSH_BATCH && token + (int32_t)row < send.tokens)
-        expect_line(send.input[0].data + ((size_t)token + row) * send.input[0].stride + threadIdx.x % lines * 128);
+    enum { LINE = 128 };
+    int32_t size = push_size(send.tokens, blocks), first = block * size, left = send.tokens - first;
+    size_t ids = left <= 0 ? 0 : (size_t)(first + (left < size ? left : size)) * send.topk_slots.stride;
+    for (size_t at = (size_t)thread * LINE; at < ids; at += (size_t)threads * LINE)
+        expect_line(send.topk_slots.data + at);
+    int32_t lines = (int32_t)((l.shape.result_bytes + LINE - 1) / LINE), row = thread / lines;
+    if (row < PUSH_BATCH && row < left)
+        expect_line(send.input[0].data + (size_t)(first + row) * send.input[0].stride + thread % lines * LINE);
 }
 
 /*
@@ -266,18 +294,22 @@ __device__ inline void send_push_block(const struct cuda_launch &l, const struct
                                        const struct dispatch_send_args &send, const struct route_counts &counts,
                                        int block, int blocks)
 {
+    __shared__ struct push_batch batches[2];
     struct route_input in = send_routes(l, turn, send);
-    int32_t share = (send.tokens + blocks - 1) / blocks, size = share < PUSH_TURN ? share : PUSH_TURN, counted = 0;
+    int32_t size = push_size(send.tokens, blocks), counted = 0;
     int32_t warp = (int32_t)threadIdx.x / 32, warps = (int32_t)blockDim.x / 32;
-    push_expect(l, send, block * size);
     if (!place_first<FT>(l, turn, counts))
         return;
     for (int32_t first = block * size; first < send.tokens; first += blocks * size) {
         int32_t end = send.tokens - first < size ? send.tokens : first + size;
         __syncthreads(); /* the last turn's tokens are counted */
-        route_each<false>(in, counted, first, warp, warps, [&](const struct route &r) { route_count(in, counts, r); });
+        if (push_places())
+            push_read(in, first, end, &batches[0]);
+        else
+            route_each<false>(in, counted, first, warp, warps - 1,
+                              [&](const struct route &r) { route_count(in, counts, r); });
         __syncthreads();
-        push_turn(l, turn, send, counts, first, end);
+        push_turn(l, turn, send, counts, first, end, batches);
         counted = end;
     }
 }

@@ -23,13 +23,12 @@ template <bool FT>
 __device__ inline bool await_run(const struct cuda_launch &l, const struct turn *turn, const struct run *run)
 {
     int lane = threadIdx.x & 31;
-    bool come = true;
-    if (lane < run->count) {
-        const uint64_t *flag = (const uint64_t *)region_at(turn, turn->rank, l.shape.row_flag) + run->row + lane;
-        come = wait_flag_calmly<FT>(l, turn, {flag, turn->stamp, run->rank, MUSTER_PHASE_DISPATCH});
-    }
-    bulk_see(); /* and what each flag's reader may see, its whole warp may see */
-    return __all_sync(~0u, come);
+    const uint64_t *flags = (const uint64_t *)region_at(turn, turn->rank, l.shape.row_flag) + run->row;
+    bool come =
+        wait_flags<FT, true>(l, turn,
+                             {lane < run->count ? flags + lane : NULL, turn->stamp, run->rank, MUSTER_PHASE_DISPATCH});
+    bulk_see();
+    return come;
 }
 
 /* X9: an id must be one before a caller gets it. False: the step is void. */

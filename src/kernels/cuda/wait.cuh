@@ -132,19 +132,25 @@ __device__ inline bool wait_flag(const struct cuda_launch &l, const struct turn 
 }
 
 /*
- * The same where many threads of the device wait at a time: looks that order nothing, now and then, do not disturb what is
- * on its way.
+ * All lanes of a warp wait together, each for its own flag, but for those that have none (flag NULL). CALM: many warps of
+ * the device do so at a time; looks that order nothing, now and then, do not disturb what is on its way.
  */
-template <bool FT>
-__device__ inline bool wait_flag_calmly(const struct cuda_launch &l, const struct turn *turn, const struct wait &w)
+template <bool FT, bool CALM>
+__device__ inline bool wait_flags(const struct cuda_launch &l, const struct turn *turn, const struct wait &w)
 {
-    auto reached = [&] {
-        if (word_look(w.flag) >= w.stamp)
-            return true;
-        __nanosleep(200);
-        return false;
-    };
-    return wait_until<FT>(l, turn, w, reached) && flag_read(w.flag) >= w.stamp;
+    struct wait_clock clock = {0, 0};
+    for (uint32_t polls = 1;; polls++) {
+        bool come = !w.flag || (CALM ? word_look(w.flag) : flag_read(w.flag)) >= w.stamp;
+        if (__all_sync(~0u, come))
+            break;
+        if (CALM)
+            __nanosleep(200);
+        if (FT && polls % WAIT_POLLS_PER_LOOK == 0 && __any_sync(~0u, !come && !wait_look(l, turn, &w, &clock)))
+            return false;
+    }
+    bool seen = !CALM || !w.flag || flag_read(w.flag) >= w.stamp;
+    __syncwarp(); /* what each flag's reader may see, its whole warp may see */
+    return __all_sync(~0u, seen);
 }
 
 /* The same for a word that brings its value with it, and nothing else. */
