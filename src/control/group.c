@@ -594,7 +594,8 @@ unsigned char *group_memory_base(const muster_group *g)
 
 muster_status group_memory_take(muster_group *g, uint64_t bytes, uint64_t *offset)
 {
-    uint64_t start = (sizeof(struct region_header) + g->region_used + 63) / 64 * 64;
+    uint64_t used = sizeof(struct region_header) + g->region_used;
+    uint64_t start = (used + REGION_ALIGNMENT - 1) / REGION_ALIGNMENT * REGION_ALIGNMENT;
     uint64_t end = start + bytes - sizeof(struct region_header);
     if (end > g->config.memory_bytes)
         return error_set(MUSTER_ERR_MEMORY,

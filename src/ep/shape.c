@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "core/error.h"
+#include "kernels/kernels.h"
 
 enum { MAX_TOKENS = 65536, ROW_ALIGNMENT = 16 };
 
@@ -128,7 +129,7 @@ static uint64_t round_up(uint64_t bytes, uint64_t unit)
 static uint64_t take(uint64_t *next, uint64_t bytes)
 {
     uint64_t offset = *next;
-    *next += round_up(bytes, SHAPE_ALIGNMENT);
+    *next += round_up(bytes, REGION_ALIGNMENT);
     return offset;
 }
 
@@ -239,6 +240,7 @@ static void make_offsets(const muster_ep_config *config, uint64_t begin, struct 
     shape->arrived = keeps_results(shape) ? take(&next, rows * shape->return_bytes) : shape->results;
     shape->arrived_flag = take(&next, rows * sizeof(uint64_t));
     shape->state = take(&next, EXCHANGE_STATE_BYTES);
+    shape->counted = take(&next, EXCHANGE_COUNTERS * (1 + ranks + ranks * (uint64_t)shape->slots) * sizeof(int32_t));
     shape->rows_from = take(&next, ranks * sizeof(int32_t));
     shape->words_from = take(&next, ranks * sizeof(int32_t));
     shape->rows_before = take(&next, ranks * sizeof(int32_t));

@@ -9,7 +9,7 @@
 #include "kernels/kernels.h"
 #include "muster/ep.h"
 
-enum { SHAPE_ALIGNMENT = 64, SHAPE_NAME_BYTES = 31, SHAPE_FIELDS_BYTES = 2048 };
+enum { SHAPE_NAME_BYTES = 31, SHAPE_FIELDS_BYTES = 2048 };
 
 /* OK, or ARGUMENT naming the field and its limit. */
 muster_status shape_check(const muster_ep_config *config, int32_t ranks);

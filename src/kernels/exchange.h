@@ -57,6 +57,9 @@ enum {
  */
 enum { EXCHANGE_WORD_TOKENS = 16, EXCHANGE_WORD_BYTES = 80 * 1024 };
 
+/* Blocks that count a rank's tokens together, at most. */
+enum { EXCHANGE_COUNTERS = 8 };
+
 enum { EXCHANGE_MAX_ARRAYS = 2 + MUSTER_EP_MAX_PAYLOADS, EXCHANGE_STATE_BYTES = 256 };
 
 /* The types of elements that are added up: IEEE half and single precision, and bfloat16. */
@@ -104,6 +107,7 @@ struct exchange_shape {
 
     /* Likewise, and written by this rank alone: what it keeps from one operation of a pair to the next. */
     uint64_t state; /* EXCHANGE_STATE_BYTES; all zero before the first pair */
+    uint64_t counted; /* [EXCHANGE_COUNTERS][1 + R + R * S] int32: what blocks that count together have found */
     uint64_t rows_from; /* [R] int32: rows received from each rank; 0 for ranks that take no part */
     uint64_t words_from; /* [R] int32: 1 if those came in words, and their results are to go so */
     uint64_t rows_before; /* [R] int32; flat: rows received from the ranks before each */

@@ -6,6 +6,7 @@
 #ifndef KERNELS_KERNELS_H
 #define KERNELS_KERNELS_H
 
+#include <assert.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -28,6 +29,14 @@ struct region_header {
         uint64_t pad[7]; /* a cache line each: written by different ranks */
     } step_word[MUSTER_MAX_RANKS];
 };
+
+/*
+ * Everything in a region begins on a multiple of this. A GPU's memory and its links move lines of 128 bytes: rows of whole lines
+ * that begin within one take a tenth more time.
+ */
+enum { REGION_ALIGNMENT = 256 };
+
+static_assert(sizeof(struct region_header) % REGION_ALIGNMENT == 0, "what follows it is aligned");
 
 /*
  * Where this rank's agent and its kernels meet; private to the process. The agent writes the first part, kernels write

@@ -730,10 +730,10 @@ static void areas_do_not_overlap(void **state)
     struct exchange_shape s;
     shape_make(&config, RANKS, 4096, &s);
     const uint64_t begin[] = {
-        s.dispatch_line,   s.combine_line,    s.loads,           s.row_token,    s.row_slot, s.row_weight,
-        s.array[0].offset, s.array[1].offset, s.array[2].offset, s.results,      s.home,     s.told,
-        s.row_index,       s.row_flag,        s.arrived,         s.arrived_flag, s.state,    s.rows_from,
-        s.rows_before,     s.token_ranks,     s.token_slots,     s.token_weights};
+        s.dispatch_line,   s.combine_line,    s.loads,           s.row_token,    s.row_slot,     s.row_weight,
+        s.array[0].offset, s.array[1].offset, s.array[2].offset, s.results,      s.home,         s.told,
+        s.row_index,       s.row_flag,        s.arrived,         s.arrived_flag, s.state,        s.counted,
+        s.rows_from,       s.rows_before,     s.token_ranks,     s.token_slots,  s.token_weights};
     const uint64_t bytes[] = {RANKS * 64,
                               RANKS * 64,
                               RANKS * RANKS * SLOTS * 4,
@@ -751,6 +751,7 @@ static void areas_do_not_overlap(void **state)
                               RANKS * TOKENS * HIDDEN * 4,
                               RANKS * TOKENS * 8,
                               EXCHANGE_STATE_BYTES,
+                              EXCHANGE_COUNTERS * (1 + RANKS + RANKS * SLOTS) * 4,
                               RANKS * 4,
                               RANKS * 4,
                               TOKENS * 16,
@@ -758,10 +759,10 @@ static void areas_do_not_overlap(void **state)
                               TOKENS * TOPK * 4};
     uint64_t end = s.begin;
     for (size_t i = 0; i < sizeof(begin) / sizeof(begin[0]); i++) {
-        assert_true(begin[i] >= end && begin[i] % SHAPE_ALIGNMENT == 0);
+        assert_true(begin[i] >= end && begin[i] % REGION_ALIGNMENT == 0);
         end = begin[i] + bytes[i];
     }
-    assert_true(s.end >= end && s.end < end + SHAPE_ALIGNMENT);
+    assert_true(s.end >= end && s.end < end + REGION_ALIGNMENT);
 }
 
 int main(void)

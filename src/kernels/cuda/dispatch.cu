@@ -56,10 +56,10 @@ static __global__ void __launch_bounds__(KIND == DISPATCH_WORDS ? OPERATIONS_WOR
     dispatch_kernel(const __grid_constant__ struct dispatch_work w)
 {
     __shared__ struct turn turn;
-    __shared__ struct send_plan plan; /* of the block that plans */
+    __shared__ struct send_plan plan; /* of a block that plans */
     if ((int)blockIdx.x < w.launch.plan.send_blocks)
         route_clear(dispatch_counts(), w.launch.shape.slots * w.launch.shape.ranks); /* while the gate is asked */
-    if (blockIdx.x == 0)
+    if ((int)blockIdx.x < w.launch.plan.count_blocks)
         plan_clear(&plan);
     auto prepare = [&](int thread, int threads) { dispatch_prepare_block<KIND>(w, thread, threads); };
     if (turn_enter<FT>(w.launch, w.operation, &turn, prepare))
@@ -96,7 +96,7 @@ static void plan_stages(const struct exchange_shape *shape, int32_t shared_bytes
 {
     size_t longest = 16, ranks = (size_t)shape->ranks, slots = (size_t)shape->slots;
     size_t entries = ranks * slots + (slots > MUSTER_MAX_RANKS ? slots : MUSTER_MAX_RANKS);
-    int32_t token_bytes = plan->streams ? 2 * (int32_t)sizeof(struct route_token) : 0; /* two batches */
+    int32_t token_bytes = plan->streams ? STREAM_AHEAD * (int32_t)sizeof(struct route_token) : 0;
     int32_t warps = plan->threads / 32, others = plan_others(plan, warps);
     for (int a = 0; a < shape->arrays; a++)
         longest = shape->array[a].row_bytes > longest ? shape->array[a].row_bytes : longest;
@@ -142,12 +142,15 @@ static void plan_words(const struct exchange_shape *shape, int32_t tokens, int32
  * Many tokens. Rank-major and flat: a row that has come is where it belongs, or is copied in one piece, so blocks first send
  * and then receive. Expert-major: each row is copied to several places, which takes as many blocks again.
  */
-static void plan_many(const struct exchange_shape *shape, int32_t multiprocessors, struct cuda_plan *plan)
+static void plan_many(const struct exchange_shape *shape, int32_t tokens, int32_t multiprocessors,
+                      struct cuda_plan *plan)
 {
     plan->streams = true;
     plan->shares = !shape->expert_major;
     plan->send_blocks = plan->shares ? multiprocessors : multiprocessors / 2;
     plan->receive_blocks = plan->shares ? multiprocessors : multiprocessors - plan->send_blocks;
+    plan->count_blocks = plan_least(plan_least(tokens, EXCHANGE_COUNTERS), plan->send_blocks);
+    plan->count_blocks = plan->count_blocks > 1 ? plan->count_blocks : 1;
     plan->receive_cut = plan_received(shape, shape->tokens, plan->receive_blocks);
 }
 
@@ -157,11 +160,12 @@ struct cuda_plan dispatch_plan(const struct exchange_shape *shape, int32_t token
     bool can_stream = row_bytes % 16 == 0; /* the engine takes no other */
     struct cuda_plan plan = {};
     plan.early = limits->early;
+    plan.count_blocks = 1;
     plan.threads = pieces >= 768 ? OPERATIONS_MAX_THREADS : pieces >= 256 ? 512 : 256;
     if (plan_is_in_words(shape, tokens, limits))
         plan_words(shape, tokens, limits->multiprocessors, &plan);
     else if (can_stream && plan_is_for_many(tokens, limits))
-        plan_many(shape, limits->multiprocessors, &plan);
+        plan_many(shape, tokens, limits->multiprocessors, &plan);
     else
         plan_few(shape, tokens, limits->multiprocessors, &plan);
     plan_stages(shape, limits->shared_bytes, &plan);

@@ -66,48 +66,79 @@ __device__ inline void stream_token(const struct cuda_launch &l, const struct tu
 
 /*
  * Pushing warps, one for each stage, come first; the others but the last work out where the next tokens go; the last is the
- * postman. What is handed from warp to warp, in shared memory: the places of a batch of tokens while those of the batch
- * before are still in use. Like post.cuh, without a deadline: no peer is waited for.
+ * postman. Tokens are dealt out to all blocks in batches, as they come, since some multiprocessors are much faster than
+ * others. A block's batches go to two teams of pushing warps in turn (one, if there is one stage only), so that one team's rows
+ * are under way while the other takes its next.
+ *
+ * What is handed from warp to warp, in shared memory, is a batch's places. Like post.cuh, without a deadline: no peer is waited
+ * for.
  */
+enum { STREAM_TEAMS = 2, STREAM_AHEAD = 2 };
+
 struct stream_desk {
     struct post_office office;
+    int32_t
+        first[STREAM_TEAMS * STREAM_AHEAD]; /* token of each batch; from the number of tokens on: there are no more */
     uint32_t placed; /* batches, so far */
     uint32_t taken[OPERATIONS_MAX_WARPS]; /* of those, by each pushing warp: its token's places are used */
 };
 
-/* How the block's share of the tokens is cut. */
-struct stream_cut {
-    int32_t begin, step, size; /* batches of `size` tokens begin here, and then after every `step` */
-    int32_t tokens;
-};
-
-/* As many tokens at a time as there are stages, or fewer if all blocks then come out even. */
-__device__ __forceinline__ struct stream_cut stream_cut(int32_t tokens, int32_t stages, int32_t block, int32_t blocks)
+__device__ __forceinline__ int32_t stream_teams(const struct cuda_launch &l)
 {
-    int32_t rounds = (tokens + blocks * stages - 1) / (blocks * stages);
-    int32_t size = rounds ? (tokens + blocks * rounds - 1) / (blocks * rounds) : 1;
-    return {block * size, blocks * size, size, tokens};
+    return l.plan.stages < STREAM_TEAMS ? 1 : STREAM_TEAMS;
 }
 
-__device__ __forceinline__ int32_t stream_count(const struct stream_cut &cut, int32_t first)
+/* As many batches have places at a time: for each team the one that it pushes, and the next. */
+__device__ __forceinline__ int32_t stream_slots(const struct cuda_launch &l)
 {
-    return cut.tokens - first < cut.size ? cut.tokens - first : cut.size;
+    return stream_teams(l) * STREAM_AHEAD;
 }
 
-/* The places of a batch; two batches take turns. */
+/* Tokens of a batch: a warp of a team has one, and all blocks have as many batches if they are equally fast. */
+__device__ __forceinline__ int32_t stream_size(const struct cuda_launch &l, int32_t tokens)
+{
+    int32_t warps = l.plan.stages / stream_teams(l), teams = l.plan.send_blocks * stream_teams(l);
+    int32_t rounds = (tokens + teams * warps - 1) / (teams * warps);
+    return rounds ? (tokens + teams * rounds - 1) / (teams * rounds) : 1;
+}
+
+__device__ __forceinline__ int32_t stream_count(int32_t tokens, int32_t first, int32_t size)
+{
+    int32_t left = tokens - first;
+    return left < 0 ? 0 : left < size ? left : size;
+}
+
 __device__ __forceinline__ struct route_token *stream_places(const struct cuda_launch &l, unsigned char *shared,
-                                                             uint32_t batch)
+                                                             int32_t slot)
 {
-    return (struct route_token *)shared + (batch & 1) * (uint32_t)l.plan.stages;
+    return (struct route_token *)shared + slot * (l.plan.stages / stream_teams(l));
 }
 
-/* Waits until the pushing warps have used the places of the batch before the last. One warp. */
-__device__ inline void stream_await_taken(struct stream_desk *desk, int32_t warps, uint32_t batch)
+/*
+ * Waits until a batch's team, of so many warps, has used the places of the one that had its slot before: that was whole, since
+ * no team gets two batches more than one that is not. One warp.
+ */
+__device__ inline void stream_await_taken(const struct cuda_launch &l, struct stream_desk *desk, int32_t size,
+                                          uint32_t batch)
 {
-    int32_t lane = (int32_t)threadIdx.x & 31;
-    while (lane < warps && share_read(&desk->taken[lane]) + 1 < batch)
+    int32_t lane = (int32_t)threadIdx.x & 31, first = (int32_t)batch % stream_teams(l) * size;
+    while (lane < size && share_read(&desk->taken[first + lane]) + (uint32_t)stream_slots(l) <= batch)
         __nanosleep(50);
     __syncwarp();
+}
+
+/* Takes a batch, and returns its first token. All placing warps, of which this is `warp`. */
+__device__ inline int32_t stream_deal(const struct cuda_launch &l, struct stream_desk *desk, int32_t size,
+                                      uint32_t batch, int32_t warp, int32_t warps)
+{
+    int32_t *first = &desk->first[(int32_t)batch % stream_slots(l)];
+    if (warp == 0) {
+        stream_await_taken(l, desk, size, batch);
+        if ((threadIdx.x & 31) == 0)
+            *first = (int32_t)atomicAdd(&l.exchange->dealt, 1u) * size;
+    }
+    share_barrier(32 * warps);
+    return *first;
 }
 
 /* What can be known of the tokens of a batch by themselves, a warp for each. */
@@ -124,22 +155,22 @@ __device__ inline void stream_read(const struct route_input &in, int32_t first, 
 
 /*
  * The placing warps: all of them count the tokens of other blocks and read the block's own; then one of them gives those
- * their places, which takes one after the other, but not long.
+ * their places, which takes one after the other, but not long. Each team is told when there are no more.
  */
 __device__ inline void stream_place(const struct cuda_launch &l, const struct turn *turn,
                                     const struct dispatch_send_args &send, const struct route_counts &counts,
-                                    unsigned char *shared, struct stream_desk *desk, const struct stream_cut &cut)
+                                    unsigned char *shared, struct stream_desk *desk)
 {
     struct route_input in = send_routes(l, turn, send);
     int32_t warps = (int32_t)blockDim.x / 32 - 1 - l.plan.stages, warp = (int32_t)threadIdx.x / 32 - l.plan.stages;
-    int32_t counted = 0;
-    uint32_t batch = 0;
-    for (int32_t first = cut.begin; first < cut.tokens; first += cut.step, batch++) {
-        struct route_token *token = stream_places(l, shared, batch);
-        int32_t count = stream_count(cut, first);
-        stream_await_taken(desk, cut.size, batch);
-        stream_read(in, first, count, warp, warps, token);
-        route_count_tokens(in, counts, counted, first, warp, warps, [](const struct route &) {});
+    int32_t tokens = send.tokens, size = stream_size(l, tokens), counted = 0, ended = 0;
+    for (uint32_t batch = 0; ended < stream_teams(l); batch++) {
+        int32_t first = stream_deal(l, desk, size, batch, warp, warps), count = stream_count(tokens, first, size);
+        struct route_token *token = stream_places(l, shared, (int32_t)batch % stream_slots(l));
+        if (count > 0) {
+            stream_read(in, first, count, warp, warps, token);
+            route_count_tokens(in, counts, counted, first, warp, warps, [](const struct route &) {});
+        }
         share_barrier(32 * warps);
         for (int32_t n = 0; warp == 0 && n < count; n++)
             route_place(in, counts, &token[n]);
@@ -147,31 +178,40 @@ __device__ inline void stream_place(const struct cuda_launch &l, const struct tu
             share_write(&desk->placed, batch + 1);
         share_barrier(32 * warps); /* the counts go on from there */
         counted = first + count;
+        ended += count == 0;
     }
 }
 
+/* One token of a batch. A row's flag is posted by the lane that had the engine store it. */
+__device__ inline uint32_t stream_row_flag(const struct route_token *token)
+{
+    int32_t lane = (int32_t)threadIdx.x & 31;
+    return lane < token->destinations ? post_flag(token->rank[lane], (size_t)token->row[lane]) : ~0u;
+}
+
 /*
- * A pushing warp: a token of each batch. Credit as in send_push_block(). A row's flag is posted by the lane that had the
- * engine store it. What other lanes have stored beside the row comes before the flag by the warp's barriers (X5).
+ * A pushing warp: a token of each of its team's batches. Credit as in send_push_block(). What other lanes have stored beside
+ * the row comes before its flag by the warp's barriers (X5).
  */
 __device__ inline void stream_push(const struct cuda_launch &l, const struct turn *turn,
                                    const struct dispatch_send_args &send, unsigned char *shared,
-                                   struct stream_desk *desk, const struct stream_cut &cut, struct bulk_stage *stage)
+                                   struct stream_desk *desk, struct bulk_stage *stage)
 {
-    int32_t lane = (int32_t)threadIdx.x & 31, warp = (int32_t)threadIdx.x / 32;
+    int32_t warp = (int32_t)threadIdx.x / 32, size = stream_size(l, send.tokens);
+    int32_t team = warp / size, mine = warp % size;
     struct post_pending pending = post_nothing();
-    uint32_t batch = 0;
-    for (int32_t first = cut.begin; first < cut.tokens; first += cut.step, batch++) {
-        const struct route_token *token = stream_places(l, shared, batch) + warp;
-        if (warp >= stream_count(cut, first))
-            continue;
+    for (uint32_t batch = (uint32_t)team; team < stream_teams(l); batch += (uint32_t)stream_teams(l)) {
         while (share_read(&desk->placed) <= batch)
             __nanosleep(50);
         __syncwarp();
-        uint32_t flag = lane < token->destinations ? post_flag(token->rank[lane], (size_t)token->row[lane]) : ~0u;
-        stream_token(l, turn, send, token, first + warp, stage);
+        int32_t slot = (int32_t)batch % stream_slots(l), first = desk->first[slot];
+        const struct route_token *token = stream_places(l, shared, slot) + mine;
+        if (mine >= stream_count(send.tokens, first, size))
+            break; /* a batch that is not whole is the last */
+        uint32_t flag = stream_row_flag(token);
+        stream_token(l, turn, send, token, first + mine, stage);
         __syncwarp();
-        if (lane == 0)
+        if ((threadIdx.x & 31) == 0)
             share_write(&desk->taken[warp], batch + 1);
         post_later(&desk->office, &pending, flag);
     }
@@ -182,12 +222,11 @@ __device__ inline void stream_push(const struct cuda_launch &l, const struct tur
 template <bool FT>
 __device__ inline void send_stream_block(const struct cuda_launch &l, const struct turn *turn,
                                          const struct dispatch_send_args &send, const struct route_counts &counts,
-                                         unsigned char *shared, int block, int blocks)
+                                         unsigned char *shared)
 {
     __shared__ uint64_t barriers[OPERATIONS_MAX_WARPS];
     __shared__ struct stream_desk desk;
     int32_t warp = (int32_t)threadIdx.x / 32, stage_bytes = l.plan.stage_bytes;
-    struct stream_cut cut = stream_cut(send.tokens, l.plan.stages, block, blocks);
     post_open(&desk.office, l.plan.stages);
     if (threadIdx.x < OPERATIONS_MAX_WARPS)
         desk.taken[threadIdx.x] = 0;
@@ -198,11 +237,11 @@ __device__ inline void send_stream_block(const struct cuda_launch &l, const stru
     if (warp == (int32_t)blockDim.x / 32 - 1) {
         post_deliver(turn, &desk.office, l.shape.row_flag);
     } else if (warp >= l.plan.stages) {
-        stream_place(l, turn, send, counts, shared, &desk, cut);
+        stream_place(l, turn, send, counts, shared, &desk);
     } else {
         struct bulk_stage stage;
         bulk_open(&stage, shared + l.plan.batch_bytes + warp * stage_bytes, (uint32_t)stage_bytes, &barriers[warp]);
-        stream_push(l, turn, send, shared, &desk, cut, &stage);
+        stream_push(l, turn, send, shared, &desk, &stage);
     }
 }
 

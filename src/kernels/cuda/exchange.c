@@ -41,6 +41,7 @@ muster_status exchange_create(struct device *device, const struct exchange_shape
         .by = {divisor_of(shape->ranks), divisor_of(shape->slots), divisor_of(shape->told_words)},
         .state = (struct cuda_exchange *)(void *)(base + shape->state),
         .own = {.base = base,
+                .counted = (int32_t *)(void *)(base + shape->counted),
                 .words_from = (int32_t *)(void *)(base + shape->words_from),
                 .rows_from = (int32_t *)(void *)(base + shape->rows_from),
                 .rows_before = (int32_t *)(void *)(base + shape->rows_before),

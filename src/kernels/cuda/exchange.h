@@ -27,6 +27,8 @@ struct cuda_exchange {
     uint32_t
         exits; /* blocks of the running kernel that have come to its end; above EXITS_VOID those that found the step void */
     muster_mask narrowed; /* what muster_ep_set_mask() said in that epoch */
+    uint32_t counted; /* blocks of the running kernel that have counted their tokens: see plan_together() */
+    uint32_t dealt; /* batches of tokens that blocks of the running kernel have taken: see stream_place() */
 };
 
 static_assert(sizeof(struct cuda_exchange) <= EXCHANGE_STATE_BYTES, "the region keeps no more for it");
@@ -34,6 +36,7 @@ static_assert(sizeof(struct cuda_exchange) <= EXCHANGE_STATE_BYTES, "the region 
 /* Arrays in this rank's region that are its alone: see exchange_shape. */
 struct cuda_arrays {
     unsigned char *base; /* of this rank's region, where kernels need it before they know the view */
+    int32_t *counted; /* [EXCHANGE_COUNTERS][1 + R + R * S]: see plan_together() */
     int32_t *rows_from; /* [R] */
     int32_t *words_from; /* [R] */
     int32_t *rows_before; /* [R] */
@@ -61,6 +64,7 @@ struct cuda_cut {
 /* How the blocks of a kernel share the work. */
 struct cuda_plan {
     int32_t send_blocks, receive_blocks;
+    int32_t count_blocks; /* dispatch: so many of those that send count all tokens first; 1 where others send */
     bool shares; /* the same blocks do both, one after the other; otherwise those that send come first in the grid */
     bool early; /* see launch_kernel() */
     bool streams; /* rows leave through stages, which takes few blocks; otherwise with ordinary stores */

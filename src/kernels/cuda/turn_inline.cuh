@@ -312,6 +312,8 @@ __device__ inline void turn_epilogue(const struct cuda_launch &l, enum turn_oper
 {
     struct cuda_exchange *x = l.exchange;
     x->exits = 0;
+    x->counted = 0;
+    x->dealt = 0;
     if (l.begins_step && found_void > 0 && found_void < gridDim.x)
         turn_disagree(l, turn);
     if (l.begins_step)

@@ -35,6 +35,7 @@ struct wait_sight {
     uint64_t now_ns, failure, gate;
     uint64_t word; /* how far the peer's step is */
     uint64_t step_timeout_ns, operation_timeout_ns;
+    uint32_t exits; /* of this kernel's blocks: see turn_count_out() */
 };
 
 /* All loads are under way at once, so that a flag that comes meanwhile is seen hardly later. */
@@ -46,7 +47,8 @@ __device__ __forceinline__ struct wait_sight wait_see(const struct cuda_launch &
             word_look(&c->gate),
             word_look(wait_step_word(turn, peer)),
             word_look(&c->step_timeout_ns),
-            word_look(&c->operation_timeout_ns)};
+            word_look(&c->operation_timeout_ns),
+            *(const volatile uint32_t *)&l.exchange->exits};
 }
 
 /* X2: a peer has step_timeout to come to the step, and operation_timeout from when it was first seen inside it. */
@@ -91,6 +93,10 @@ static __device__ __noinline__ bool wait_look(const struct cuda_launch &l, const
         clock->started_ns = now.now_ns;
     if (now.failure)
         return false;
+    if (l.begins_step && now.exits >= EXITS_VOID) { /* what this thread waits for may be those blocks' work */
+        turn_disagree(l, turn);
+        return false;
+    }
     if (!wait_epoch_lives(l, turn, now, clock->started_ns)) {
         turn_fail(l, MUSTER_REASON_EPOCH, w->phase, -1, turn->epoch, 0);
         return false;
