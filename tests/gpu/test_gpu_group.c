@@ -112,8 +112,28 @@ static void straddle_a_reading(struct cluster_rank *self, muster_ep *ep)
     party_close(p);
 }
 
+/*
+ * A dispatch that is a step of its own begins before a void verdict is read. A block of it that comes after that (where the
+ * device is simulated, the last one does) finds nothing amiss, and must not wait for what those before it have not done.
+ */
+static void dispatch_across_a_reading(struct cluster_rank *self, muster_ep *ep)
+{
+    struct party *p = party_open(self->context, self->rank);
+    expect_status(muster_ep_dispatch(ep, &p->dispatch, backend_stream()), MUSTER_OK, "dispatch");
+    cluster_sleep_ms(300); /* the other blocks have come */
+    muster_verdict first;
+    expect_status(muster_step_verdict(self->group, &first), MUSTER_OK, "muster_step_verdict");
+    expect(first.reason == MUSTER_REASON_NOT_READY, "first: reason %d", (int)first.reason);
+    backend_wait();
+    expect_status(muster_ep_combine(ep, &p->combine, backend_stream()), MUSTER_OK, "combine");
+    muster_verdict second = cluster_verdict(self);
+    expect(second.reason == MUSTER_REASON_UNREAD || second.reason == MUSTER_REASON_ABORT, "second: %s, reason %d",
+           muster_status_name(second.status), (int)second.reason);
+    party_close(p);
+}
+
 /* Rank 0 is ready before the others, begins a step too early, and does not read its verdict until the epoch has begun. */
-static void read_late(struct cluster_rank *self)
+static void read_late(struct cluster_rank *self, void (*straddle)(struct cluster_rank *self, muster_ep *ep))
 {
     cluster_at("reading a verdict late");
     muster_ep *ep = rounds_create(self, &plain);
@@ -129,7 +149,7 @@ static void read_late(struct cluster_rank *self)
         say_ready(self);
     uint32_t epoch = cluster_await_view(self, RANKS, 0).epoch;
     if (self->rank == 0)
-        straddle_a_reading(self, ep);
+        straddle(self, ep);
     cluster_await_end(self, epoch);
     say_ready(self);
     cluster_await_view(self, RANKS, epoch);
@@ -137,16 +157,37 @@ static void read_late(struct cluster_rank *self)
     muster_ep_destroy(ep);
 }
 
-static void a_step_that_began_unread_stays_void(void **state)
+static void step_across_the_reading(struct cluster_rank *self)
 {
-    (void)state;
+    read_late(self, straddle_a_reading);
+}
+
+static void dispatch_across_the_reading(struct cluster_rank *self)
+{
+    read_late(self, dispatch_across_a_reading);
+}
+
+static bool run_with_world(cluster_function *function)
+{
     struct world *world = world_make(&plain, RANKS, mask_first(RANKS), 7);
     struct cluster_options options = {.ranks = RANKS,
                                       .memory_bytes = rounds_memory_bytes(&plain, 1, RANKS),
                                       .manual_ready = 1};
-    bool good = cluster_run(&options, read_late, world);
+    bool good = cluster_run(&options, function, world);
     world_free(world);
-    assert_true(good);
+    return good;
+}
+
+static void a_step_that_began_unread_stays_void(void **state)
+{
+    (void)state;
+    assert_true(run_with_world(step_across_the_reading));
+}
+
+static void blocks_that_find_no_failure_do_not_wait_for_those_that_did(void **state)
+{
+    (void)state;
+    assert_true(run_with_world(dispatch_across_the_reading));
 }
 
 /* A captured step goes on to be right in the epoch that follows: nothing of a view is frozen in the graph. */
@@ -209,14 +250,17 @@ static void survivors_go_on(void **state)
     assert_true(cluster_run(&options, lose_a_rank, NULL));
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(steps_are_good),
         cmocka_unit_test(epochs_end_steps),
         cmocka_unit_test(a_step_that_began_unread_stays_void),
+        cmocka_unit_test(blocks_that_find_no_failure_do_not_wait_for_those_that_did),
         cmocka_unit_test(captured_steps_survive_a_view_change),
         cmocka_unit_test(survivors_go_on),
     };
+    if (argc > 1)
+        cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -5,6 +5,7 @@
 
 #include <boost/context/fiber.hpp>
 #include <boost/context/fixedsize_stack.hpp>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <random>
@@ -164,11 +165,13 @@ const simt_index &simt_grid_size()
     return here->grid;
 }
 
-void simt_run(unsigned blocks, unsigned threads, const std::function<void()> &kernel)
+void simt_run(unsigned blocks, unsigned threads, unsigned late_ms, const std::function<void()> &kernel)
 {
     std::vector<std::thread> hosts;
     for (unsigned i = 0; i < blocks; i++)
         hosts.emplace_back([=, &kernel] {
+            if (i > 0 && i == blocks - 1)
+                std::this_thread::sleep_for(std::chrono::milliseconds(late_ms));
             block b{{i, 0, 0}, {threads, 1, 1}, {blocks, 1, 1}, {}, {}, {}, threads, {}};
             b.fibers = std::vector<fiber>(threads);
             b.warps = std::vector<warp>((threads + WARP - 1) / WARP);

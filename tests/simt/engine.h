@@ -28,8 +28,8 @@ const simt_index &simt_grid_size();
 /* Called by each block before it begins: see shared.cpp. */
 void simt_begin_block();
 
-/* Runs so many blocks of so many threads, and returns when all are over. */
-void simt_run(unsigned blocks, unsigned threads, const std::function<void()> &kernel);
+/* Runs so many blocks of so many threads, and returns when all are over. The last of several begins so much later. */
+void simt_run(unsigned blocks, unsigned threads, unsigned late_ms, const std::function<void()> &kernel);
 
 /* Lets others go on: what this fiber waits for is somebody else's doing. */
 void simt_look();

@@ -363,6 +363,12 @@ cudaError_t refuse_if_captured(CUstream_st *stream)
 
 } // namespace
 
+unsigned simt_late_ms()
+{
+    static const int late_ms = setting("MUSTER_SIMT_LATE_MS", 0, 0, 60000);
+    return static_cast<unsigned>(late_ms);
+}
+
 cudaError_t simt_enqueue(cudaStream_t handle, simt_work work)
 {
     CUstream_st *stream = stream_of(handle);

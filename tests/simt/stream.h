@@ -17,6 +17,9 @@ constexpr size_t simt_memory_bytes = size_t{8} << 30; /* of each device */
  */
 cudaError_t simt_enqueue(cudaStream_t stream, std::function<void()> work);
 
+/* By so much the last block of a kernel is late: MUSTER_SIMT_LATE_MS. */
+unsigned simt_late_ms();
+
 /* Keeps an error as the thread's last one, as every call of the runtime does, and returns it. */
 cudaError_t simt_report(cudaError_t error);
 

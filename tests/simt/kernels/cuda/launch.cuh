@@ -20,7 +20,7 @@ template <typename... Arguments>
 cudaError_t launch_plain(void (*kernel)(Arguments...), unsigned blocks, unsigned threads, cudaStream_t stream,
                          Arguments... arguments)
 {
-    return simt_enqueue(stream, [=] { simt_run(blocks, threads, [&] { kernel(arguments...); }); });
+    return simt_enqueue(stream, [=] { simt_run(blocks, threads, simt_late_ms(), [&] { kernel(arguments...); }); });
 }
 
 template <typename Work>
