@@ -31,8 +31,8 @@ struct region_header {
 };
 
 /*
- * Everything in a region begins on a multiple of this. A GPU's memory and its links move lines of 128 bytes: rows of whole lines
- * that begin within one take a tenth more time.
+ * Everything in a region begins on a multiple of this. A GPU's memory and its links move lines of 128 bytes, or two of them at a
+ * time: rows of whole lines that begin within one take a tenth more time (docs/performance.md).
  */
 enum { REGION_ALIGNMENT = 256 };
 

@@ -606,6 +606,7 @@ static void meet_refusal(struct cluster_rank *self, muster_ep *ep, const struct 
         v.reason == MUSTER_REASON_NOT_READY && test_backend && world->c.layout == MUSTER_EP_FLAT; /* not waited for */
     expect(v.status != MUSTER_OK && (late || v.reason == MUSTER_REASON_REFUSED || v.reason == MUSTER_REASON_EPOCH),
            "the peer's verdict is %s, reason %d", muster_status_name(v.status), (int)v.reason);
+    expect(party_untouched(p), "the peer was told of a refused dispatch: %s", p->why); /* X11 */
     party_close(p);
 }
 

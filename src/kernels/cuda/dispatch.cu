@@ -96,7 +96,7 @@ static void plan_stages(const struct exchange_shape *shape, int32_t shared_bytes
 {
     size_t longest = 16, ranks = (size_t)shape->ranks, slots = (size_t)shape->slots;
     size_t entries = ranks * slots + (slots > MUSTER_MAX_RANKS ? slots : MUSTER_MAX_RANKS);
-    int32_t token_bytes = plan->streams ? STREAM_AHEAD * (int32_t)sizeof(struct route_token) : 0;
+    int32_t token_bytes = plan->streams ? STREAM_AHEAD * (int32_t)sizeof(struct route_token) : 0; /* a warp's tokens */
     int32_t warps = plan->threads / 32, others = plan_others(plan, warps);
     for (int a = 0; a < shape->arrays; a++)
         longest = shape->array[a].row_bytes > longest ? shape->array[a].row_bytes : longest;

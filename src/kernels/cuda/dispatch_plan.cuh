@@ -102,12 +102,11 @@ __device__ inline void plan_tell_loads(const struct cuda_launch &l, const struct
             flag_raise(&line_at(turn, rank, l.shape.dispatch_line, turn->rank)->flag, turn->stamp);
 }
 
-/* X11: nobody is told anything. Returns false. */
-__device__ inline bool plan_refuse(const struct cuda_launch &l, const struct turn *turn, const struct send_plan *plan)
+/* X11: nobody is told anything. */
+__device__ inline void plan_refuse(const struct cuda_launch &l, const struct turn *turn, const struct send_plan *plan)
 {
     if (threadIdx.x == 0)
         turn_fail(l, MUSTER_REASON_VALUE, MUSTER_PHASE_DISPATCH, -1, turn->epoch, plan->bad);
-    return false;
 }
 
 /* Counts have been made, and all ids may stand where they do. */
@@ -138,9 +137,9 @@ __device__ inline void plan_all(const struct cuda_launch &l, const struct route_
     });
 }
 
-/* The counts are 0, and `plan` is clear. False: an id may not stand where it stands. */
+/* The counts are 0, and `plan` is clear. */
 template <enum dispatch_kind KIND>
-__device__ inline bool plan_alone(const struct cuda_launch &l, const struct turn *turn,
+__device__ inline void plan_alone(const struct cuda_launch &l, const struct turn *turn,
                                   const struct dispatch_send_args &send, const struct route_counts &counts,
                                   struct send_plan *plan)
 {
@@ -149,9 +148,9 @@ __device__ inline bool plan_alone(const struct cuda_launch &l, const struct turn
     plan_all<KIND>(l, in, counts, plan);
     __syncthreads();
     if (plan->bad != ~0ull)
-        return plan_refuse(l, turn, plan);
-    plan_announce(l, turn, send, counts, plan);
-    return true;
+        plan_refuse(l, turn, plan);
+    else
+        plan_announce(l, turn, send, counts, plan);
 }
 
 /* ------------------------------------------------------------------------------------- many tokens, several blocks */
@@ -188,18 +187,21 @@ __device__ inline void plan_share(const struct cuda_launch &l, const struct rout
         });
 }
 
+/* Blocks that have counted are counted below this, those of them that found an id that may not stand where it does above. */
+enum { COUNTED_BAD = 1 << 16 };
+
 /*
- * Whether this block is the last to have counted, and all ids may stand where they do. What the others have written is then
- * seen. By all threads; nobody waits for another block.
+ * Whether this block is the last to have counted, and none has found such an id. What the others have written is then seen. By
+ * all threads; nobody waits for another block.
  */
 __device__ inline bool plan_is_last(const struct cuda_launch &l, struct send_plan *plan)
 {
     __syncthreads();
     if (threadIdx.x == 0) {
+        uint32_t mine = plan->bad != ~0ull ? 1u + COUNTED_BAD : 1u;
         __threadfence();
-        plan->tells = atomicAdd(&l.exchange->counted, 1u) == (uint32_t)l.plan.count_blocks - 1;
+        plan->tells = atomicAdd(&l.exchange->counted, mine) + mine == (uint32_t)l.plan.count_blocks;
         __threadfence();
-        plan->tells = plan->tells && !turn_void(l);
     }
     __syncthreads();
     return plan->tells;

@@ -273,9 +273,8 @@ __device__ inline void push_prepare(const struct cuda_launch &l, const struct di
 {
     enum { LINE = 128 };
     int32_t size = push_size(send.tokens, blocks), first = block * size, left = send.tokens - first;
-    size_t ids = left <= 0 ? 0 : (size_t)(first + (left < size ? left : size)) * send.topk_slots.stride;
-    for (size_t at = (size_t)thread * LINE; at < ids; at += (size_t)threads * LINE)
-        expect_line(send.topk_slots.data + at);
+    for (int32_t t = thread; left > 0 && t < first + (left < size ? left : size); t += threads)
+        expect_line(send.topk_slots.data + (size_t)t * send.topk_slots.stride);
     int32_t lines = (int32_t)((l.shape.result_bytes + LINE - 1) / LINE), row = thread / lines;
     if (row < PUSH_BATCH && row < left)
         expect_line(send.input[0].data + (size_t)(first + row) * send.input[0].stride + thread % lines * LINE);

@@ -80,7 +80,7 @@ struct stream_desk {
     int32_t
         first[STREAM_TEAMS * STREAM_AHEAD]; /* token of each batch; from the number of tokens on: there are no more */
     uint32_t placed; /* batches, so far */
-    uint32_t taken[OPERATIONS_MAX_WARPS]; /* of those, by each pushing warp: its token's places are used */
+    uint32_t taken[OPERATIONS_MAX_WARPS]; /* by pushing warp: behind the newest batch whose places it has used */
 };
 
 __device__ __forceinline__ int32_t stream_teams(const struct cuda_launch &l)
@@ -115,8 +115,8 @@ __device__ __forceinline__ struct route_token *stream_places(const struct cuda_l
 }
 
 /*
- * Waits until a batch's team, of so many warps, has used the places of the one that had its slot before: that was whole, since
- * no team gets two batches more than one that is not. One warp.
+ * Waits until a batch's team, of so many warps, has used the places of the one that had its slot before. That was whole: after
+ * one that is not, a team gets one more at most, in its other slot. One warp.
  */
 __device__ inline void stream_await_taken(const struct cuda_launch &l, struct stream_desk *desk, int32_t size,
                                           uint32_t batch)

@@ -71,7 +71,7 @@ struct cuda_plan {
     bool words; /* this rank's rows, and their results, travel in words: see words.cuh */
     struct cuda_cut send_cut, receive_cut; /* of rows that are sent, and received, in words */
     int32_t threads;
-    int32_t shared_bytes; /* of a block: table and tokens of a batch (dispatch), stages */
+    int32_t shared_bytes; /* of a block: table and tokens of batches (dispatch), stages */
     int32_t table_bytes; /* dispatch: routes to each slot (senders), or first rows of slots (receivers) */
     int32_t batch_bytes;
     int32_t stage_bytes; /* of each stage: a row on its way through a warp */

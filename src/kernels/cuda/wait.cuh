@@ -16,7 +16,7 @@ struct wait {
     muster_phase phase;
 };
 
-/* Operations that go well take less than WAIT_LONG_NS, but for the largest: so they never wait for the host's bus. */
+/* Most operations that go well take less than WAIT_LONG_NS, so no thread of theirs waits for the host's bus. */
 enum { WAIT_POLLS_PER_LOOK = 64, WAIT_LONG_NS = 200000 };
 
 __device__ __forceinline__ const uint64_t *wait_step_word(const struct turn *turn, int peer)
@@ -139,7 +139,8 @@ __device__ inline bool wait_flag(const struct cuda_launch &l, const struct turn 
 
 /*
  * All lanes of a warp wait together, each for its own flag, but for those that have none (flag NULL). CALM: many warps of
- * the device do so at a time; looks that order nothing, now and then, do not disturb what is on its way.
+ * the device do so at a time; looks that order nothing, now and then, do not disturb what is on its way. False: the step is
+ * void.
  */
 template <bool FT, bool CALM>
 __device__ inline bool wait_flags(const struct cuda_launch &l, const struct turn *turn, const struct wait &w)
@@ -154,9 +155,10 @@ __device__ inline bool wait_flags(const struct cuda_launch &l, const struct turn
         if (FT && polls % WAIT_POLLS_PER_LOOK == 0 && __any_sync(~0u, !come && !wait_look(l, turn, &w, &clock)))
             return false;
     }
-    bool seen = !CALM || !w.flag || flag_read(w.flag) >= w.stamp;
+    if (CALM && w.flag)
+        flag_read(w.flag);
     __syncwarp(); /* what each flag's reader may see, its whole warp may see */
-    return __all_sync(~0u, seen);
+    return true;
 }
 
 /* The same for a word that brings its value with it, and nothing else. */
