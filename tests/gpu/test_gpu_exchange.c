@@ -36,14 +36,21 @@ struct worlds {
     struct world *all, *without;
 };
 
-static void run(const struct exchange_case *c, int ranks, cluster_function *function)
+static void run_with(const struct exchange_case *c, int ranks, bool checks, cluster_function *function)
 {
-    struct cluster_options options = {.ranks = ranks, .memory_bytes = rounds_memory_bytes(c, 1, ranks)};
+    struct cluster_options options = {.ranks = ranks,
+                                      .memory_bytes = rounds_memory_bytes(c, 1, ranks),
+                                      .no_fault_tolerance = !checks};
     struct worlds w = {c, world_make(c, ranks, mask_first(ranks), 1), NULL};
     w.without = world_make(c, ranks, ranks > DEAD ? mask_without(mask_first(ranks), DEAD) : mask_first(ranks), 2);
     assert_true(cluster_run(&options, function, &w));
     world_free(w.all);
     world_free(w.without);
+}
+
+static void run(const struct exchange_case *c, int ranks, cluster_function *function)
+{
+    run_with(c, ranks, true, function);
 }
 
 static void must(cudaError_t error, const char *what)
@@ -148,6 +155,50 @@ static void graphs_outlive_a_rank(void **state)
     run(&masked, RANKS, captured_before_a_death);
 }
 
+/* ---- without fault tolerance: kernels that check nothing while they wait ---- */
+
+static const struct exchange_case unchecked_cases[] = {
+    {.name = "unchecked", .hidden = 64, .max_tokens = 6, .slots = 2, .topk = 3, .tokens = TOKENS_UNEVEN},
+    {.name = "unchecked, reduced",
+     .hidden = 64,
+     .max_tokens = 6,
+     .slots = 2,
+     .topk = 3,
+     .combine = MUSTER_EP_REDUCED,
+     .quantise = MUSTER_EP_QUANTISE_FP8},
+    {.name = "unchecked, rank-major",
+     .hidden = 64,
+     .max_tokens = 6,
+     .slots = 2,
+     .topk = 3,
+     .layout = MUSTER_EP_RANK_MAJOR,
+     .combine = MUSTER_EP_REDUCED},
+    {.name = "unchecked, flat",
+     .hidden = 64,
+     .max_tokens = 6,
+     .slots = 2,
+     .topk = 3,
+     .layout = MUSTER_EP_FLAT,
+     .combine = MUSTER_EP_REDUCED,
+     .tokens = TOKENS_UNEVEN},
+};
+
+static void exchange_thrice(struct cluster_rank *self)
+{
+    const struct worlds *w = self->context;
+    muster_ep *ep = rounds_create(self, w->c);
+    for (int round = 0; round < 3; round++)
+        rounds_exchange(self, ep, w->all);
+    muster_ep_destroy(ep);
+}
+
+static void unchecked_pairs_are_right(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof(unchecked_cases) / sizeof(unchecked_cases[0]); i++)
+        run_with(&unchecked_cases[i], RANKS, false, exchange_thrice);
+}
+
 /* ---- memory and streams ---- */
 
 /* dropped_routes may lie in pinned memory of the host too, and need not be given. */
@@ -249,6 +300,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(captured_pairs_survive_a_view_change),
         cmocka_unit_test(graphs_outlive_a_rank),
+        cmocka_unit_test(unchecked_pairs_are_right),
         cmocka_unit_test(dropped_routes_may_be_pinned),
         cmocka_unit_test(one_rank_on_the_default_stream),
         cmocka_unit_test(one_rank_refuses_too_many_slots),

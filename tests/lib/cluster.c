@@ -119,6 +119,7 @@ muster_group_config cluster_config(struct cluster_rank *self)
     config.step_timeout_us = or_default(o->step_timeout_us, DEFAULT_STEP_US);
     config.start_timeout_us = or_default(o->start_timeout_us, DEFAULT_START_US);
     config.manual_ready = o->manual_ready;
+    config.no_fault_tolerance = o->no_fault_tolerance;
     config.on_wait = o->on_wait;
     config.context = self;
     if (test_backend) {

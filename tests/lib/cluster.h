@@ -32,6 +32,7 @@ struct cluster_options {
     uint64_t start_timeout_us; /* 0: 20 s */
     int limit_s; /* of the whole run; 0: 40 s */
     int manual_ready;
+    int no_fault_tolerance; /* devices only */
     int no_groups; /* the function creates its group itself, with cluster_join() */
     void (*on_wait)(void *context, const muster_wait_report *report);
 };
