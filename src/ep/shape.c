@@ -7,7 +7,6 @@
 #include <string.h>
 
 #include "core/error.h"
-#include "kernels/kernels.h"
 
 enum { MAX_TOKENS = 65536, ROW_ALIGNMENT = 16 };
 

@@ -121,21 +121,21 @@ __device__ inline void plan_announce(const struct cuda_launch &l, const struct t
         plan_tell_loads(l, turn, counts);
 }
 
-/* ------------------------------------------------------------------------------------------- few tokens, one block */
-
-/* Counts and checks all tokens. */
+/* Counts and checks tokens from `begin` to before `end`, by a warp for several of them. */
 template <enum dispatch_kind KIND>
-__device__ inline void plan_all(const struct cuda_launch &l, const struct route_input &in,
-                                const struct route_counts &counts, struct send_plan *plan)
+__device__ inline void plan_each(const struct cuda_launch &l, const struct route_input &in,
+                                 const struct route_counts &counts, int32_t begin, int32_t end, struct send_plan *plan)
 {
     int32_t warp = (int32_t)threadIdx.x / 32, warps = (int32_t)blockDim.x / 32;
-    route_each<true>(in, 0, in.send->tokens, warp, warps, [&](const struct route &r) {
+    route_each<true>(in, begin, end, warp, warps, [&](const struct route &r) {
         route_count(in, counts, r);
         plan_check(in, l.shape.masked, r, plan);
         if (KIND == DISPATCH_WORDS && r.first)
             atomicOr(&plan->tokens[r.rank], 1ull << r.token);
     });
 }
+
+/* ------------------------------------------------------------------------------------------- few tokens, one block */
 
 /* The counts are 0, and `plan` is clear. */
 template <enum dispatch_kind KIND>
@@ -145,7 +145,7 @@ __device__ inline void plan_alone(const struct cuda_launch &l, const struct turn
 {
     struct route_input in = send_routes(l, turn, send);
     turn_publish_begun(l, turn);
-    plan_all<KIND>(l, in, counts, plan);
+    plan_each<KIND>(l, in, counts, 0, send.tokens, plan);
     __syncthreads();
     if (plan->bad != ~0ull)
         plan_refuse(l, turn, plan);
@@ -177,14 +177,11 @@ __device__ inline void plan_share(const struct cuda_launch &l, const struct rout
     int32_t tokens = in.send->tokens, share = (tokens + l.plan.count_blocks - 1) / l.plan.count_blocks;
     int32_t begin = block * share, end = tokens - begin < share ? tokens : begin + share;
     int32_t warp = (int32_t)threadIdx.x / 32, warps = (int32_t)blockDim.x / 32;
-    auto check = [&](const struct route &r) { plan_check(in, l.shape.masked, r, plan); };
     if (share > FEW)
-        route_count_tokens(in, counts, begin, end, warp, warps, check);
+        route_count_tokens(in, counts, begin, end, warp, warps,
+                           [&](const struct route &r) { plan_check(in, l.shape.masked, r, plan); });
     else
-        route_each<true>(in, begin, end, warp, warps, [&](const struct route &r) {
-            route_count(in, counts, r);
-            check(r);
-        });
+        plan_each<DISPATCH_STREAMED>(l, in, counts, begin, end, plan);
 }
 
 /* Blocks that have counted are counted below this, those of them that found an id that may not stand where it does above. */

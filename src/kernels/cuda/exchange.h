@@ -27,7 +27,7 @@ struct cuda_exchange {
     uint32_t
         exits; /* blocks of the running kernel that have come to its end; above EXITS_VOID those that found the step void */
     muster_mask narrowed; /* what muster_ep_set_mask() said in that epoch */
-    uint32_t counted; /* blocks of the running kernel that have counted their tokens: see plan_together() */
+    uint32_t counted; /* blocks of the running kernel that have counted their tokens: see plan_is_last() */
     uint32_t dealt; /* batches of tokens that blocks of the running kernel have taken: see stream_place() */
 };
 
