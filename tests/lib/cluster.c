@@ -302,7 +302,7 @@ static void cluster_await(struct cluster *c)
 {
     struct timespec end;
     clock_gettime(CLOCK_REALTIME, &end);
-    end.tv_sec += LIMIT_FACTOR * (c->options.limit_s ? c->options.limit_s : DEFAULT_LIMIT_S);
+    end.tv_sec += LIMIT_FACTOR * (time_t)or_default((uint64_t)c->options.limit_s, DEFAULT_LIMIT_S);
     pthread_mutex_lock(&c->lock);
     while (c->ended < c->options.ranks)
         if (pthread_cond_timedwait(&c->changed, &c->lock, &end) == ETIMEDOUT)
