@@ -64,6 +64,7 @@ enum { EXCHANGE_MAX_ARRAYS = 2 + MUSTER_EP_MAX_PAYLOADS, EXCHANGE_STATE_BYTES = 
 
 /* The types of elements that are added up: IEEE half and single precision, and bfloat16. */
 enum exchange_type { EXCHANGE_BF16, EXCHANGE_FP16, EXCHANGE_FP32 };
+enum { EXCHANGE_TYPES = EXCHANGE_FP32 + 1 };
 
 /* One array whose rows travel: hidden states first, then scales if quantised, then the caller's payloads. */
 struct exchange_array {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /* Combine: one kernel, whose blocks send rows home or add up this rank's tokens; a half launches only those it needs. */
+#include "kernels/cuda/combine_facts.cuh"
 #include "kernels/cuda/combine_receive.cuh"
 #include "kernels/cuda/combine_send.cuh"
 #include "kernels/cuda/combine_stream.cuh"
@@ -26,8 +27,15 @@ static __device__ __forceinline__ void combine_raise(const struct combine_work &
         raise_combine_lines(w.launch, turn);
 }
 
-/* How this rank's tokens come home. A kernel for each: together they would not fit into the registers. */
-enum combine_kind { COMBINE_PLAIN, COMBINE_WORDS, COMBINE_QUANTISED, COMBINE_STREAMED, COMBINE_KINDS };
+/* At most: rows in words take more registers of each, and sums by warps some more. */
+__host__ __device__ constexpr int combine_threads(enum combine_kind kind)
+{
+    switch (kind) {
+    case COMBINE_WORDS: return OPERATIONS_ROW_THREADS;
+    case COMBINE_STREAMED: return OPERATIONS_SUM_WARP_THREADS;
+    default: return OPERATIONS_MAX_THREADS;
+    }
+}
 
 /* What a block finds out about its first rows or tokens while it enters. */
 union combine_findings {
@@ -35,20 +43,20 @@ union combine_findings {
     struct adding adding;
 };
 
-template <enum combine_kind KIND>
+template <typename Facts>
 static __device__ __forceinline__ void combine_prepare_block(const struct combine_work &w, int thread, int threads,
                                                              union combine_findings *found)
 {
     int block = (int)blockIdx.x, sends = w.launch.plan.send_blocks;
-    if (KIND == COMBINE_STREAMED)
+    if (Facts::KIND == COMBINE_STREAMED)
         return;
     if (block < sends)
-        returning_prepare(w.launch, w.send, block, thread, threads, &found->returning);
+        returning_prepare<Facts>(w.launch, w.send, block, thread, threads, &found->returning);
     else
-        adding_prepare(w.launch, w.tokens, block - sends, thread, &found->adding);
+        adding_prepare<Facts>(w.launch, w.tokens, block - sends, thread, &found->adding);
 }
 
-template <bool FT, enum combine_kind KIND>
+template <typename Facts>
 static __device__ void combine_block(const struct combine_work &w, const struct turn *turn,
                                      union combine_findings *found)
 {
@@ -56,41 +64,58 @@ static __device__ void combine_block(const struct combine_work &w, const struct 
     int block = (int)blockIdx.x, sends = l.plan.send_blocks, receives = l.plan.receive_blocks;
     combine_raise(w, turn);
     if (block < sends) {
-        if (KIND == COMBINE_STREAMED)
+        if (Facts::KIND == COMBINE_STREAMED)
             stream_send_block(l, turn, w.send, combine_shared, block, sends);
         else
-            send_rows_home<KIND == COMBINE_QUANTISED>(l, turn, w.send, block, sends, &found->returning);
+            send_rows_home<Facts>(l, turn, w.send, block, sends, &found->returning);
         return;
     }
     block -= sends;
-    if (KIND == COMBINE_STREAMED)
-        stream_receive_block<FT>(l, turn, w.receive, w.tokens, combine_shared, block, receives);
+    if (Facts::KIND == COMBINE_STREAMED)
+        stream_receive_block<Facts>(l, turn, w.receive, w.tokens, combine_shared, block, receives);
     else
-        add_up_tokens<FT, KIND == COMBINE_QUANTISED, KIND == COMBINE_WORDS>(l, turn, w.receive, w.tokens, block,
-                                                                            receives, &found->adding);
+        add_up_tokens<Facts>(l, turn, w.receive, w.tokens, block, receives, &found->adding);
     if (block == 0)
-        await_combine_lines<FT>(l, turn);
+        await_combine_lines<Facts::FT>(l, turn);
 }
 
-template <bool FT, enum combine_kind KIND>
-static __global__ void __launch_bounds__(KIND == COMBINE_WORDS ? OPERATIONS_WORD_THREADS : OPERATIONS_MAX_THREADS, 1)
+template <typename Facts>
+static __global__ void __launch_bounds__(combine_threads(Facts::KIND), 1)
     combine_kernel(const __grid_constant__ struct combine_work w)
 {
     __shared__ struct turn turn;
     __shared__ union combine_findings found;
-    auto prepare = [&](int thread, int threads) { combine_prepare_block<KIND>(w, thread, threads, &found); };
-    if (turn_enter<FT>(w.launch, w.operation, &turn, prepare))
-        combine_block<FT, KIND>(w, &turn, &found);
-    turn_leave<FT>(w.launch, w.operation, &turn, (int)blockIdx.x <= w.launch.plan.send_blocks);
+    auto prepare = [&](int thread, int threads) { combine_prepare_block<Facts>(w, thread, threads, &found); };
+    if (turn_enter<Facts::FT>(w.launch, w.operation, &turn, prepare))
+        combine_block<Facts>(w, &turn, &found);
+    turn_leave<Facts::FT>(w.launch, w.operation, &turn, (int)blockIdx.x <= w.launch.plan.send_blocks);
 }
 
 typedef void combine_function(const struct combine_work);
 
-static combine_function *const combine_kernels[2][COMBINE_KINDS] = {
-    {combine_kernel<false, COMBINE_PLAIN>, combine_kernel<false, COMBINE_WORDS>,
-     combine_kernel<false, COMBINE_QUANTISED>, combine_kernel<false, COMBINE_STREAMED>},
-    {combine_kernel<true, COMBINE_PLAIN>, combine_kernel<true, COMBINE_WORDS>, combine_kernel<true, COMBINE_QUANTISED>,
-     combine_kernel<true, COMBINE_STREAMED>}};
+template <bool FT, enum exchange_type TYPE, bool SUMS> static combine_function *kernel_of_kind(enum combine_kind kind)
+{
+    switch (kind) {
+    case COMBINE_WORDS: return combine_kernel<combine_facts<FT, COMBINE_WORDS, TYPE, SUMS>>;
+    case COMBINE_QUANTISED: return combine_kernel<combine_facts<FT, COMBINE_QUANTISED, TYPE, SUMS>>;
+    case COMBINE_STREAMED: /* what is streamed is not added up */
+        return combine_kernel<combine_facts<FT, COMBINE_STREAMED, TYPE, false>>;
+    default: return combine_kernel<combine_facts<FT, COMBINE_PLAIN, TYPE, SUMS>>;
+    }
+}
+
+static combine_function *kernel_of(bool ft, enum exchange_type type, bool sums, enum combine_kind kind)
+{
+    typedef combine_function *of_kind(enum combine_kind kind);
+    static of_kind *const all[2][EXCHANGE_TYPES][2] = {
+        {{kernel_of_kind<false, EXCHANGE_BF16, false>, kernel_of_kind<false, EXCHANGE_BF16, true>},
+         {kernel_of_kind<false, EXCHANGE_FP16, false>, kernel_of_kind<false, EXCHANGE_FP16, true>},
+         {kernel_of_kind<false, EXCHANGE_FP32, false>, kernel_of_kind<false, EXCHANGE_FP32, true>}},
+        {{kernel_of_kind<true, EXCHANGE_BF16, false>, kernel_of_kind<true, EXCHANGE_BF16, true>},
+         {kernel_of_kind<true, EXCHANGE_FP16, false>, kernel_of_kind<true, EXCHANGE_FP16, true>},
+         {kernel_of_kind<true, EXCHANGE_FP32, false>, kernel_of_kind<true, EXCHANGE_FP32, true>}}};
+    return all[ft][type][sums](kind);
+}
 
 static enum combine_kind kind_of(const struct cuda_launch *launch)
 {
@@ -108,7 +133,7 @@ static enum combine_kind kind_of(const struct cuda_launch *launch)
 static void plan_few(const struct exchange_shape *shape, int32_t tokens, struct cuda_plan *plan)
 {
     int32_t pieces = (int32_t)(shape->result_bytes / SUM_PIECE);
-    int32_t most = plan->words ? (int32_t)OPERATIONS_WORD_THREADS : (int32_t)OPERATIONS_MAX_THREADS;
+    int32_t most = combine_threads(plan->words ? COMBINE_WORDS : COMBINE_PLAIN);
     int32_t cut_for = plan->words ? tokens : shape->tokens, rows = tokens > 0 ? tokens : 1;
     plan->send_cut = plan_cut(plan->send_blocks, cut_for * shape->ranks, pieces, WORDS_WARP_PIECES);
     plan->receive_cut = plan_cut(plan->words ? plan->receive_blocks : 0, rows, pieces, WORDS_WARP_PIECES);
@@ -120,7 +145,7 @@ static void plan_few(const struct exchange_shape *shape, int32_t tokens, struct 
 static void plan_many(const struct exchange_shape *shape, int32_t shared_bytes, struct cuda_plan *plan)
 {
     plan->streams = true;
-    plan->threads = OPERATIONS_MAX_THREADS;
+    plan->threads = OPERATIONS_SUM_WARP_THREADS;
     plan->stage_bytes = plan_stage_bytes(shape->return_bytes);
     plan->stages = plan_least(shared_bytes / plan->stage_bytes, plan->threads / 32 - 1); /* and the postman */
     plan->shared_bytes = plan->stages * plan->stage_bytes;
@@ -151,12 +176,14 @@ struct cuda_plan combine_plan(const struct exchange_shape *shape, int32_t tokens
 
 cudaError_t combine_prepare(int ordinal, int32_t *shared_bytes)
 {
-    for (int ft = 0; ft < 2; ft++)
-        for (int kind = 0; kind < COMBINE_KINDS; kind++) {
-            cudaError_t error = launch_prepare((const void *)combine_kernels[ft][kind], ordinal, shared_bytes);
-            if (error != cudaSuccess)
-                return error;
-        }
+    for (int i = 0; i < 4 * EXCHANGE_TYPES * COMBINE_KINDS; i++) {
+        auto type = (enum exchange_type)(i / 4 % EXCHANGE_TYPES);
+        auto kind = (enum combine_kind)(i / 4 / EXCHANGE_TYPES);
+        const void *kernel = (const void *)kernel_of(i & 1, type, i >> 1 & 1, kind);
+        cudaError_t error = launch_prepare(kernel, ordinal, shared_bytes);
+        if (error != cudaSuccess)
+            return error;
+    }
     return cudaSuccess;
 }
 
@@ -182,5 +209,7 @@ cudaError_t combine_launch(const struct cuda_launch *launch, const struct combin
         w.receive = *receive;
     else
         w.launch.plan.receive_blocks = 0;
-    return launch_kernel(combine_kernels[ft][kind_of(launch)], w.launch.plan, stream, w);
+    const struct exchange_shape &shape = launch->shape;
+    return launch_kernel(kernel_of(ft, shape.type, shape.expert_major && !shape.exact, kind_of(launch)), w.launch.plan,
+                         stream, w);
 }

@@ -3,6 +3,7 @@
 #ifndef CUDA_COMBINE_RECEIVE_CUH
 #define CUDA_COMBINE_RECEIVE_CUH
 
+#include "kernels/cuda/combine_facts.cuh"
 #include "kernels/cuda/quantise_return.cuh"
 #include "kernels/cuda/region.cuh"
 #include "kernels/cuda/sum.cuh"
@@ -22,17 +23,23 @@ struct adding {
     struct owed token[ADD_TOKENS];
 };
 
-/* Row of a part at home: what rank n adds to the token (reduced), or what route n brought (exact). Needs no turn. */
-__device__ __forceinline__ const unsigned char *home_row(const struct cuda_launch &l, int32_t token, int n)
+/* Where what a rank adds to a token comes home (reduced). Needs no turn. */
+__device__ __forceinline__ const unsigned char *home_of_rank(const struct cuda_launch &l, int32_t token, int rank)
 {
     const struct exchange_shape &shape = l.shape;
-    size_t route = (size_t)token * (size_t)shape.topk + (size_t)n;
     if (l.plan.words)
-        return (const unsigned char *)words_result(shape, l.own.base,
-                                                   shape.exact ? route : (size_t)(n * shape.word_tokens + token));
-    if (shape.exact)
-        return l.own.base + shape.home + route * shape.return_bytes;
-    return l.own.base + shape.arrived + row_at(shape, n, token) * shape.return_bytes;
+        return (const unsigned char *)words_result(shape, l.own.base, (size_t)(rank * shape.word_tokens + token));
+    return l.own.base + shape.arrived + row_at(shape, rank, token) * shape.return_bytes;
+}
+
+/* Where what route k of a token brings does (exact). */
+__device__ __forceinline__ const unsigned char *home_of_route(const struct cuda_launch &l, int32_t token, int k)
+{
+    const struct exchange_shape &shape = l.shape;
+    size_t route = (size_t)token * (size_t)shape.topk + (size_t)k;
+    if (l.plan.words)
+        return (const unsigned char *)words_result(shape, l.own.base, route);
+    return l.own.base + shape.home + route * shape.return_bytes;
 }
 
 /* Exact: the routes that were sent, in k order, with their weights. A lane is a route. */
@@ -44,7 +51,7 @@ __device__ inline void find_routes(const struct cuda_launch &l, int32_t token, s
     unsigned all = __ballot_sync(~0u, slot >= 0);
     if (slot >= 0) {
         int part = __popc(all & ((1u << lane) - 1));
-        owed->parts.row[part] = home_row(l, token, lane);
+        owed->parts.row[part] = home_of_route(l, token, lane);
         owed->parts.weight[part] = l.own.token_weights[route];
         owed->from[part] = slot / l.shape.slots;
     }
@@ -61,7 +68,7 @@ __device__ inline void find_ranks(const struct cuda_launch &l, int32_t token, st
         unsigned all = (unsigned)(word >> (begin & 63)), lane = threadIdx.x & 31;
         if (all >> lane & 1) {
             int part = count + __popc(all & ((1u << lane) - 1));
-            owed->parts.row[part] = home_row(l, token, begin + (int)lane);
+            owed->parts.row[part] = home_of_rank(l, token, begin + (int)lane);
             owed->parts.weight[part] = 1.0f;
             owed->from[part] = begin + (int)lane;
         }
@@ -72,10 +79,11 @@ __device__ inline void find_ranks(const struct cuda_launch &l, int32_t token, st
 }
 
 /* One warp. */
+template <typename Facts>
 __device__ inline void find_token(const struct cuda_launch &l, int32_t token, struct owed *owed)
 {
     owed->parts.aligned = true; /* rows at home are multiples of 16 bytes */
-    if (l.shape.exact)
+    if (!Facts::SUMS && l.shape.exact)
         find_routes(l, token, owed);
     else
         find_ranks(l, token, owed);
@@ -111,17 +119,17 @@ template <bool FT> __device__ inline void await_combine_lines(const struct cuda_
     wait_flag<FT>(l, turn, {flag, turn->stamp, rank, MUSTER_PHASE_COMBINE});
 }
 
-template <bool QUANTISED>
+template <typename Facts>
 __device__ __forceinline__ void add_up_token(const struct exchange_shape &shape, const struct sum_parts *parts,
                                              unsigned char *to)
 {
-    if (QUANTISED)
-        return_add_up(shape, parts, to);
+    if (Facts::QUANTISED)
+        return_add_up<Facts::TYPE>(shape, parts, to);
     else
-        sum_row(parts, shape.type, to, shape.result_bytes);
+        sum_row<Facts::TYPE>(parts, to, shape.result_bytes);
 }
 
-/* Adds up a part of a token that comes home in words. False: the step is void. */
+/* A thread's pieces of a part of a token that comes home in words. False: the step is void. */
 template <bool FT, enum exchange_type TYPE>
 __device__ inline bool add_up_words(const struct cuda_launch &l, const struct turn *turn, const struct owed *owed,
                                     const struct words_share &share, unsigned char *to)
@@ -143,57 +151,49 @@ __device__ inline bool add_up_words(const struct cuda_launch &l, const struct tu
                 if (begin + i < owed->parts.count)
                     sum_add<TYPE>(total, words_piece(value[2 * i], value[2 * i + 1]), owed->parts.weight[begin + i]);
         }
-        sum_store(to + (size_t)n * SUM_PIECE, sum_round<TYPE>(total), aligned);
+        if (aligned)
+            sum_store<true>(to + (size_t)n * SUM_PIECE, sum_round<TYPE>(total));
+        else
+            sum_store<false>(to + (size_t)n * SUM_PIECE, sum_round<TYPE>(total));
     }
     return true;
 }
 
-template <bool FT>
-__device__ inline bool add_up_in_words(const struct cuda_launch &l, const struct turn *turn, const struct owed *owed,
-                                       int32_t unit, unsigned char *to)
-{
-    struct words_share share = words_share(l.plan.receive_cut, (int32_t)(l.shape.result_bytes / SUM_PIECE), unit);
-    bool come;
-    switch (l.shape.type) {
-    case EXCHANGE_BF16: come = add_up_words<FT, EXCHANGE_BF16>(l, turn, owed, share, to); break;
-    case EXCHANGE_FP16: come = add_up_words<FT, EXCHANGE_FP16>(l, turn, owed, share, to); break;
-    default: come = add_up_words<FT, EXCHANGE_FP32>(l, turn, owed, share, to);
-    }
-    return __syncthreads_and(come);
-}
-
 /* As in combine_send.cuh, each warp finds out about another of the block's next tokens, of which so many units are one. */
+template <typename Facts>
 __device__ inline void find_tokens(const struct cuda_launch &l, int32_t tokens, int32_t first, int32_t warp,
                                    struct adding *a)
 {
     int32_t token = words_row_of(l.plan.receive_cut, first + warp * l.plan.receive_blocks);
     if (warp < ADD_TOKENS && token < tokens)
-        find_token(l, token, &a->token[warp]);
+        find_token<Facts>(l, token, &a->token[warp]);
 }
 
 /* The first ones while the turn is entered: see turn_enter(). */
+template <typename Facts>
 __device__ inline void adding_prepare(const struct cuda_launch &l, int32_t tokens, int block, int thread,
                                       struct adding *a)
 {
-    find_tokens(l, tokens, block, thread / 32, a);
+    find_tokens<Facts>(l, tokens, block, thread / 32, a);
 }
 
-template <bool FT, bool QUANTISED, bool WORDS>
+template <typename Facts>
 __device__ inline bool add_up_unit(const struct cuda_launch &l, const struct turn *turn, const struct owed *owed,
                                    int32_t unit, unsigned char *out)
 {
     int32_t token = words_row_of(l.plan.receive_cut, unit);
     unsigned char *to = out + (size_t)token * l.shape.result_bytes;
-    if (WORDS)
-        return add_up_in_words<FT>(l, turn, owed, unit, to);
-    if (!await_ranks<FT>(l, turn, token))
+    if (Facts::KIND == COMBINE_WORDS) {
+        struct words_share share = words_share(l.plan.receive_cut, (int32_t)(l.shape.result_bytes / SUM_PIECE), unit);
+        return __syncthreads_and(add_up_words<Facts::FT, Facts::TYPE>(l, turn, owed, share, to));
+    }
+    if (!await_ranks<Facts::FT>(l, turn, token))
         return false;
-    add_up_token<QUANTISED>(l.shape, &owed->parts, to);
+    add_up_token<Facts>(l.shape, &owed->parts, to);
     return true;
 }
 
-/* WORDS: they come home in words. */
-template <bool FT, bool QUANTISED, bool WORDS>
+template <typename Facts>
 __device__ inline void add_up_tokens(const struct cuda_launch &l, const struct turn *turn,
                                      const struct combine_receive_args &args, int32_t tokens, int block, int blocks,
                                      struct adding *a)
@@ -203,11 +203,11 @@ __device__ inline void add_up_tokens(const struct cuda_launch &l, const struct t
     for (int32_t first = block; first < units; first += ahead * blocks) {
         if (first != block) {
             __syncthreads(); /* the tokens before are added up */
-            find_tokens(l, tokens, first, (int32_t)threadIdx.x / 32, a);
+            find_tokens<Facts>(l, tokens, first, (int32_t)threadIdx.x / 32, a);
             __syncthreads();
         }
         for (int32_t n = 0; n < ahead && first + n * blocks < units; n++)
-            if (!add_up_unit<FT, QUANTISED, WORDS>(l, turn, &a->token[n], first + n * blocks, args.out))
+            if (!add_up_unit<Facts>(l, turn, &a->token[n], first + n * blocks, args.out))
                 return;
     }
 }

@@ -8,6 +8,7 @@
 #ifndef CUDA_COMBINE_SEND_CUH
 #define CUDA_COMBINE_SEND_CUH
 
+#include "kernels/cuda/combine_facts.cuh"
 #include "kernels/cuda/divide.cuh"
 #include "kernels/cuda/quantise_return.cuh"
 #include "kernels/cuda/region.cuh"
@@ -58,14 +59,14 @@ struct stored_row {
 };
 
 /* All loads are under way before the first is used. Needs no turn: what lies in this rank's region, it knows. */
-__device__ inline struct stored_row load_row(const struct cuda_launch &l, size_t row)
+template <typename Facts> __device__ inline struct stored_row load_row(const struct cuda_launch &l, size_t row)
 {
     const struct exchange_shape &shape = l.shape;
     int lane = threadIdx.x & 31;
     size_t route = row * (size_t)shape.topk + (size_t)lane;
     struct stored_row in = {0, -1, 0, 0.0f};
     in.token = ((const volatile int32_t *)(l.own.base + shape.row_token))[row];
-    if (!shape.expert_major || lane >= shape.topk)
+    if ((!Facts::SUMS && !shape.expert_major) || lane >= shape.topk)
         return in;
     in.slot = ((const volatile int32_t *)(l.own.base + shape.row_slot))[route];
     in.index = ((const volatile int32_t *)(l.own.base + shape.row_index))[route];
@@ -100,15 +101,16 @@ __device__ inline void find_parts(const struct combine_send_args &send, const st
  * One warp finds out about row j of a rank, if it is there, which is known as late as what lies beside it. Whether that can
  * be used is told here, and found to be an error where it is to be (X9).
  */
+template <typename Facts>
 __device__ inline void find_row(const struct cuda_launch &l, const struct combine_send_args &send, int rank, int32_t j,
                                 struct returned_row *out)
 {
-    struct stored_row in = load_row(l, received_row(l, rank, j));
+    struct stored_row in = load_row<Facts>(l, Facts::SUMS ? row_at(l.shape, rank, j) : received_row(l, rank, j));
     bool there = j < l.own.rows_from[rank], words = l.own.words_from[rank] != 0;
     int32_t tokens = words ? l.shape.word_tokens : l.shape.tokens;
     bool good = in.token >= 0 && in.token < tokens && in.slot >= -1 && in.slot < l.shape.slots;
     good = __all_sync(~0u, good && in.index >= 0 && in.index < l.shape.ranks * l.shape.tokens);
-    if (there && good && l.shape.expert_major)
+    if (there && good && (Facts::SUMS || l.shape.expert_major))
         find_parts(send, in, out);
     if ((threadIdx.x & 31) != 0)
         return;
@@ -120,6 +122,7 @@ __device__ inline void find_row(const struct cuda_launch &l, const struct combin
 }
 
 /* A warp for each of a block's next rows: of units `first`, `first` + `blocks` and so on, 2^log2_parts of which are one. */
+template <typename Facts>
 __device__ inline void find_rows(const struct cuda_launch &l, const struct combine_send_args &send, int32_t first,
                                  int32_t blocks, int32_t log2_parts, int32_t warp, struct returning *r)
 {
@@ -128,7 +131,7 @@ __device__ inline void find_rows(const struct cuda_launch &l, const struct combi
     if (warp >= RETURN_ROWS)
         return;
     if (i < l.shape.tokens * l.shape.ranks) /* at most 2^23 */
-        find_row(l, send, at.rest, at.whole, &r->row[warp]);
+        find_row<Facts>(l, send, at.rest, at.whole, &r->row[warp]);
     else if ((threadIdx.x & 31) == 0)
         r->row[warp].there = 0;
 }
@@ -139,8 +142,9 @@ __device__ inline void find_most(const struct cuda_launch &l, struct returning *
     int32_t rows = 0, words = 0;
     for (int rank = threadIdx.x & 31; rank < l.shape.ranks; rank += 32) {
         int32_t from = l.own.rows_from[rank];
-        int32_t *most = l.own.words_from[rank] ? &words : &rows;
-        *most = from > *most ? from : *most;
+        bool in_words = l.own.words_from[rank];
+        rows = !in_words && from > rows ? from : rows;
+        words = in_words && from > words ? from : words;
     }
     rows = __reduce_max_sync(~0u, rows);
     words = __reduce_max_sync(~0u, words);
@@ -157,11 +161,12 @@ __device__ __forceinline__ int32_t rows_ahead(int32_t warps)
 }
 
 /* While the turn is entered: see turn_enter(). */
+template <typename Facts>
 __device__ inline void returning_prepare(const struct cuda_launch &l, const struct combine_send_args &send, int block,
                                          int thread, int threads, struct returning *r)
 {
     int32_t warp = thread / 32, warps = threads / 32;
-    find_rows(l, send, block, l.plan.send_blocks, l.plan.send_cut.log2_parts, warp, r);
+    find_rows<Facts>(l, send, block, l.plan.send_blocks, l.plan.send_cut.log2_parts, warp, r);
     if (warp == warps - 1)
         find_most(l, r);
 }
@@ -174,29 +179,48 @@ __device__ inline bool refuse_row(const struct cuda_launch &l, const struct turn
     return false;
 }
 
-/* QUANTISED: rows go home in codes (quantise_return). A row of the caller's as it is, or in codes. */
-template <bool QUANTISED>
+/* A row of the caller's as it is, or in codes. */
+template <typename Facts>
 __device__ __forceinline__ void return_one(const struct exchange_shape &shape, const unsigned char *from,
                                            unsigned char *to)
 {
-    if (QUANTISED)
-        return_copy(shape, from, to);
+    if (Facts::QUANTISED)
+        return_copy<Facts::TYPE>(shape, from, to);
     else
         copy_row(to, from, shape.result_bytes, threadIdx.x, blockDim.x);
 }
 
 /* A sum of rows, rounded to their type or to codes. */
-template <bool QUANTISED>
+template <typename Facts>
 __device__ __forceinline__ void return_parts(const struct exchange_shape &shape, const struct sum_parts *parts,
                                              unsigned char *to)
 {
-    if (QUANTISED)
-        return_sum(shape, parts, to);
+    if (Facts::QUANTISED)
+        return_sum<Facts::TYPE>(shape, parts, to);
     else
-        sum_row(parts, shape.type, to, shape.result_bytes);
+        sum_row<Facts::TYPE>(parts, to, shape.result_bytes);
 }
 
-template <bool QUANTISED>
+/* Every expert's row as it is, behind one another at home: pieces of several are under way together. */
+__device__ __forceinline__ void return_each(const struct returned_row *row, unsigned char *home, size_t bytes)
+{
+    for (size_t at = (size_t)threadIdx.x * SUM_PIECE; at < bytes; at += (size_t)blockDim.x * SUM_PIECE) {
+#pragma unroll 1
+        for (int begin = 0; begin < row->parts.count; begin += SUM_FLIGHT) {
+            uint4 piece[SUM_FLIGHT];
+#pragma unroll
+            for (int i = 0; i < SUM_FLIGHT; i++)
+                if (begin + i < row->parts.count)
+                    piece[i] = stream_load(row->parts.row[begin + i] + at);
+#pragma unroll
+            for (int i = 0; i < SUM_FLIGHT; i++)
+                if (begin + i < row->parts.count)
+                    stream_store(home + (size_t)row->k[begin + i] * bytes + at, piece[i]);
+        }
+    }
+}
+
+template <typename Facts>
 __device__ inline void return_row(const struct cuda_launch &l, const struct turn *turn,
                                   const struct combine_send_args &send, int rank, int32_t j,
                                   const struct returned_row *row)
@@ -205,13 +229,15 @@ __device__ inline void return_row(const struct cuda_launch &l, const struct turn
     size_t bytes = shape.return_bytes;
     unsigned char *sum = region_at(turn, rank, shape.arrived) + row_at(shape, turn->rank, row->token) * bytes;
     unsigned char *home = region_at(turn, rank, shape.home) + (size_t)row->token * (size_t)shape.topk * bytes;
-    if (!shape.expert_major)
-        return_one<QUANTISED>(shape, rank_row(l, turn, send, rank, j), sum);
-    else if (!shape.exact)
-        return_parts<QUANTISED>(shape, &row->parts, sum);
+    if (Facts::SUMS)
+        return_parts<Facts>(shape, &row->parts, sum);
+    else if (!shape.expert_major)
+        return_one<Facts>(shape, rank_row(l, turn, send, rank, j), sum);
+    else if (!Facts::QUANTISED && row->parts.aligned)
+        return_each(row, home, bytes);
     else
         for (int i = 0; i < row->parts.count; i++)
-            return_one<QUANTISED>(shape, row->parts.row[i], home + (size_t)row->k[i] * bytes);
+            return_one<Facts>(shape, row->parts.row[i], home + (size_t)row->k[i] * bytes);
 }
 
 /*
@@ -227,11 +253,12 @@ __device__ inline void raise_combine_lines(const struct cuda_launch &l, const st
 }
 
 /* The block's next rows, when those before are returned. By all threads. */
+template <typename Facts>
 __device__ inline void find_next_rows(const struct cuda_launch &l, const struct combine_send_args &send, int32_t first,
                                       int32_t blocks, int32_t log2_parts, struct returning *r)
 {
     __syncthreads();
-    find_rows(l, send, first, blocks, log2_parts, (int32_t)threadIdx.x / 32, r);
+    find_rows<Facts>(l, send, first, blocks, log2_parts, (int32_t)threadIdx.x / 32, r);
     __syncthreads();
 }
 
@@ -241,7 +268,7 @@ __device__ inline void find_next_rows(const struct cuda_launch &l, const struct 
  * Returns `count` of the rows that were found out about, row i first and then every `blocks`-th, and raises their flags: one
  * fence for all of them, while the other warps go on. False: one of them cannot be used.
  */
-template <bool QUANTISED>
+template <typename Facts>
 __device__ inline bool return_batch(const struct cuda_launch &l, const struct turn *turn,
                                     const struct combine_send_args &send, int32_t i, int32_t blocks,
                                     const struct returned_row *rows, int32_t count)
@@ -251,7 +278,7 @@ __device__ inline bool return_batch(const struct cuda_launch &l, const struct tu
         if (returns && !rows[n].good)
             return refuse_row(l, turn, &rows[n]);
         if (returns)
-            return_row<QUANTISED>(l, turn, send, rows[n].rank, divide_whole(i + n * blocks, l.by.ranks), &rows[n]);
+            return_row<Facts>(l, turn, send, rows[n].rank, divide_whole(i + n * blocks, l.by.ranks), &rows[n]);
     }
     __syncthreads();
     int32_t n = (int32_t)threadIdx.x;
@@ -263,7 +290,7 @@ __device__ inline bool return_batch(const struct cuda_launch &l, const struct tu
 }
 
 /* A block that has few rows returns fewer at a time, so that home ranks can begin earlier. */
-template <bool QUANTISED>
+template <typename Facts>
 __device__ inline void return_rows(const struct cuda_launch &l, const struct turn *turn,
                                    const struct combine_send_args &send, int block, int blocks, bool prepared,
                                    struct returning *r)
@@ -272,10 +299,10 @@ __device__ inline void return_rows(const struct cuda_launch &l, const struct tur
     int32_t batch = all <= RETURN_ROWS * blocks ? RETURN_BATCH - 1 : RETURN_BATCH;
     for (int32_t first = block; first < all; first += ahead * blocks) {
         if (first != block || !prepared)
-            find_next_rows(l, send, first, blocks, 0, r);
+            find_next_rows<Facts>(l, send, first, blocks, 0, r);
         for (int32_t n = 0, count; n < ahead; n += count) {
             count = ahead - n < batch ? ahead - n : batch;
-            if (!return_batch<QUANTISED>(l, turn, send, first + n * blocks, blocks, &r->row[n], count))
+            if (!return_batch<Facts>(l, turn, send, first + n * blocks, blocks, &r->row[n], count))
                 return;
         }
     }
@@ -284,6 +311,7 @@ __device__ inline void return_rows(const struct cuda_launch &l, const struct tur
 /* --------------------------------------------------------------------------------------------------------- in words */
 
 /* A share of the sum of a row's results. A warp takes 32 pieces at a time. */
+template <enum exchange_type TYPE>
 __device__ inline void return_sum_in_words(const struct cuda_launch &l, const struct turn *turn,
                                            const struct returned_row *row, const struct words_share &share)
 {
@@ -293,7 +321,8 @@ __device__ inline void return_sum_in_words(const struct cuda_launch &l, const st
          n += (int32_t)blockDim.x) {
         uint4 piece = make_uint4(0, 0, 0, 0);
         if (n < share.end)
-            piece = sum_pieces_of(l.shape.type, &row->parts, (size_t)n * SUM_PIECE);
+            piece = row->parts.aligned ? sum_pieces<TYPE, true>(&row->parts, (size_t)n * SUM_PIECE)
+                                       : sum_pieces<TYPE, false>(&row->parts, (size_t)n * SUM_PIECE);
         words_publish(home, n, share.end, piece, turn->stamp);
     }
 }
@@ -309,25 +338,28 @@ __device__ inline void return_each_in_words(const struct cuda_launch &l, const s
         size_t to = (size_t)(row->token * l.shape.topk + row->k[p]);
         uint4 piece = make_uint4(0, 0, 0, 0);
         if (n < share.end)
-            piece = sum_load(row->parts.row[p] + (size_t)n * SUM_PIECE, row->parts.aligned);
+            piece = row->parts.aligned ? sum_load<true>(row->parts.row[p] + (size_t)n * SUM_PIECE)
+                                       : sum_load<false>(row->parts.row[p] + (size_t)n * SUM_PIECE);
         words_publish(words_result(l.shape, region, to), n, share.end, piece, turn->stamp);
     }
 }
 
 /* Not inlined: that would take registers from those who return rows of many tokens. */
+template <typename Facts>
 static __device__ __noinline__ void return_words(const struct cuda_launch &l, const struct turn *turn,
                                                  const struct returned_row *row, const struct words_share &share)
 {
-    if (l.shape.exact)
-        return_each_in_words(l, turn, row, share);
+    if (Facts::SUMS)
+        return_sum_in_words<Facts::TYPE>(l, turn, row, share);
     else
-        return_sum_in_words(l, turn, row, share);
+        return_each_in_words(l, turn, row, share);
 }
 
 /*
  * Those that were prepared are the first. A row of which this block returns nothing is not judged: its source does not wait
  * for this block, and may store the next row there. False: what was found out about is no longer that, or there is an error.
  */
+template <typename Facts>
 __device__ inline bool return_in_words(const struct cuda_launch &l, const struct turn *turn,
                                        const struct combine_send_args &send, int block, int blocks, struct returning *r)
 {
@@ -335,7 +367,7 @@ __device__ inline bool return_in_words(const struct cuda_launch &l, const struct
     int32_t all = r->most_in_words * turn->ranks << log2_parts, pieces = (int32_t)(l.shape.result_bytes / SUM_PIECE);
     for (int32_t first = block; first < all; first += ahead * blocks) {
         if (first != block)
-            find_next_rows(l, send, first, blocks, log2_parts, r);
+            find_next_rows<Facts>(l, send, first, blocks, log2_parts, r);
         for (int32_t n = 0; n < ahead; n++) {
             const struct returned_row *row = &r->row[n];
             struct words_share share = words_share(l.plan.send_cut, pieces, first + n * blocks);
@@ -343,7 +375,7 @@ __device__ inline bool return_in_words(const struct cuda_launch &l, const struct
                 continue;
             if (!row->good)
                 return refuse_row(l, turn, row);
-            return_words(l, turn, row, share);
+            return_words<Facts>(l, turn, row, share);
         }
     }
     return all <= ahead * blocks;
@@ -357,15 +389,15 @@ __device__ inline bool return_in_words(const struct cuda_launch &l, const struct
  * What is known of a row takes several loads, one after the other, to find out. So each warp finds out about another of
  * the block's next rows, all at the same time, before the block returns them one by one; the first ones while it enters.
  */
-template <bool QUANTISED>
+template <typename Facts>
 __device__ inline void send_rows_home(const struct cuda_launch &l, const struct turn *turn,
                                       const struct combine_send_args &send, int block, int blocks, struct returning *r)
 {
     bool prepared = l.plan.send_cut.log2_parts == 0;
-    if (!QUANTISED && r->most_in_words > 0)
-        prepared = return_in_words(l, turn, send, block, blocks, r) && prepared;
+    if (!Facts::QUANTISED && r->most_in_words > 0)
+        prepared = return_in_words<Facts>(l, turn, send, block, blocks, r) && prepared;
     if (r->most_rows > 0)
-        return_rows<QUANTISED>(l, turn, send, block, blocks, prepared, r);
+        return_rows<Facts>(l, turn, send, block, blocks, prepared, r);
 }
 
 #endif

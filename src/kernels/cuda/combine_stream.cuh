@@ -116,7 +116,7 @@ __device__ inline bool stream_await(const struct cuda_launch &l, const struct tu
     return true;
 }
 
-template <bool FT>
+template <typename Facts>
 __device__ inline void stream_receive_block(const struct cuda_launch &l, const struct turn *turn,
                                             const struct combine_receive_args &args, int32_t tokens,
                                             unsigned char *shared, int block, int blocks)
@@ -124,10 +124,11 @@ __device__ inline void stream_receive_block(const struct cuda_launch &l, const s
     int32_t warp = (int32_t)threadIdx.x / 32, warps = (int32_t)blockDim.x / 32;
     struct owed *owed = (struct owed *)shared + warp;
     for (int32_t token = warp * blocks + block; token < tokens; token += warps * blocks) {
-        find_token(l, token, owed);
-        if (!stream_await<FT>(l, turn, token)) /* its barrier shows the parts to all lanes */
+        find_token<Facts>(l, token, owed);
+        if (!stream_await<Facts::FT>(l, turn, token)) /* its barrier shows the parts to all lanes */
             return;
-        sum_row_of(l.shape.type, &owed->parts, args.out + (size_t)token * l.shape.result_bytes, l.shape.result_bytes);
+        sum_row_by_warp<Facts::TYPE>(&owed->parts, args.out + (size_t)token * l.shape.result_bytes,
+                                     l.shape.result_bytes);
         __syncwarp();
     }
 }

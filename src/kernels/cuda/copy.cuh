@@ -36,17 +36,16 @@ __device__ __forceinline__ void copy_wide(void *to, const void *from, size_t byt
     const uint4 *in = (const uint4 *)from;
     uint4 *out = (uint4 *)to, held[FLIGHT];
     size_t count = bytes / sizeof(uint4), step = (size_t)threads;
-    size_t i = (size_t)thread;
-    for (; i + (FLIGHT - 1) * step < count; i += FLIGHT * step) {
+    for (size_t i = (size_t)thread; i < count; i += FLIGHT * step) {
 #pragma unroll
         for (int n = 0; n < FLIGHT; n++)
-            held[n] = stream_load(in + i + n * step);
+            if (i + n * step < count)
+                held[n] = stream_load(in + i + n * step);
 #pragma unroll
         for (int n = 0; n < FLIGHT; n++)
-            stream_store(out + i + n * step, held[n]);
+            if (i + n * step < count)
+                stream_store(out + i + n * step, held[n]);
     }
-    for (; i < count; i += step)
-        stream_store(out + i, stream_load(in + i));
 }
 
 static __device__ __noinline__ void copy_narrow(void *to, const void *from, size_t bytes, int thread, int threads)

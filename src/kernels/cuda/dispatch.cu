@@ -23,19 +23,17 @@ static __device__ __forceinline__ struct route_counts dispatch_counts()
     return {(int32_t *)dispatch_shared + MUSTER_MAX_RANKS, (int32_t *)dispatch_shared};
 }
 
-template <bool FT, enum dispatch_kind KIND>
+template <typename Facts>
 static __device__ void dispatch_block(const struct dispatch_work &w, const struct turn *turn, struct send_plan *made)
 {
     const struct cuda_plan &plan = w.launch.plan;
     int block = (int)blockIdx.x, receiver = plan.shares ? block : block - plan.send_blocks;
     if (block < plan.send_blocks)
-        send_block<FT, KIND>(w.launch, turn, w.send, dispatch_counts(), made, dispatch_shared + plan.table_bytes,
-                             block);
+        send_block<Facts>(w.launch, turn, w.send, dispatch_counts(), made, dispatch_shared + plan.table_bytes, block);
     if (plan.shares)
         __syncthreads(); /* the shared memory has another use now */
     if (receiver >= 0 && receiver < plan.receive_blocks)
-        receive_block<FT, KIND == DISPATCH_WORDS>(w.launch, turn, w.receive, dispatch_shared, receiver,
-                                                  plan.receive_blocks);
+        receive_block<Facts>(w.launch, turn, w.receive, dispatch_shared, receiver, plan.receive_blocks);
 }
 
 /* What can be done before the turn is known. */
@@ -51,8 +49,9 @@ static __device__ __forceinline__ void dispatch_prepare_block(const struct dispa
         push_prepare(w.launch, w.send, block - 1, blocks - 1, thread, threads);
 }
 
-template <bool FT, enum dispatch_kind KIND>
-static __global__ void __launch_bounds__(KIND == DISPATCH_WORDS ? OPERATIONS_WORD_THREADS : OPERATIONS_MAX_THREADS, 1)
+template <typename Facts>
+static __global__ void
+__launch_bounds__(Facts::KIND == DISPATCH_STREAMED ? OPERATIONS_STREAM_WARP_THREADS : OPERATIONS_ROW_THREADS, 1)
     dispatch_kernel(const __grid_constant__ struct dispatch_work w)
 {
     __shared__ struct turn turn;
@@ -61,20 +60,33 @@ static __global__ void __launch_bounds__(KIND == DISPATCH_WORDS ? OPERATIONS_WOR
         route_clear(dispatch_counts(), w.launch.shape.slots * w.launch.shape.ranks); /* while the gate is asked */
     if ((int)blockIdx.x < w.launch.plan.count_blocks)
         plan_clear(&plan);
-    auto prepare = [&](int thread, int threads) { dispatch_prepare_block<KIND>(w, thread, threads); };
-    if (turn_enter<FT>(w.launch, w.operation, &turn, prepare))
-        dispatch_block<FT, KIND>(w, &turn, &plan);
-    turn_leave<FT>(w.launch, w.operation, &turn, true);
+    auto prepare = [&](int thread, int threads) { dispatch_prepare_block<Facts::KIND>(w, thread, threads); };
+    if (turn_enter<Facts::FT>(w.launch, w.operation, &turn, prepare))
+        dispatch_block<Facts>(w, &turn, &plan);
+    turn_leave<Facts::FT>(w.launch, w.operation, &turn, true);
 }
 
 typedef void dispatch_function(const struct dispatch_work);
 
-static dispatch_function *const dispatch_kernels[2][DISPATCH_KINDS] = {{dispatch_kernel<false, DISPATCH_PUSHED>,
-                                                                        dispatch_kernel<false, DISPATCH_WORDS>,
-                                                                        dispatch_kernel<false, DISPATCH_STREAMED>},
-                                                                       {dispatch_kernel<true, DISPATCH_PUSHED>,
-                                                                        dispatch_kernel<true, DISPATCH_WORDS>,
-                                                                        dispatch_kernel<true, DISPATCH_STREAMED>}};
+template <bool FT, bool EXPERT_MAJOR, bool QUANTISED> static dispatch_function *kernel_of_kind(enum dispatch_kind kind)
+{
+    switch (kind) {
+    case DISPATCH_WORDS: /* there are none in the other layouts */
+        return dispatch_kernel<dispatch_facts<FT, DISPATCH_WORDS, true, QUANTISED>>;
+    case DISPATCH_STREAMED: return dispatch_kernel<dispatch_facts<FT, DISPATCH_STREAMED, EXPERT_MAJOR, QUANTISED>>;
+    default: return dispatch_kernel<dispatch_facts<FT, DISPATCH_PUSHED, EXPERT_MAJOR, QUANTISED>>;
+    }
+}
+
+static dispatch_function *kernel_of(bool ft, bool expert_major, bool quantised, enum dispatch_kind kind)
+{
+    typedef dispatch_function *of_kind(enum dispatch_kind kind);
+    static of_kind *const all[2][2][2] = {{{kernel_of_kind<false, false, false>, kernel_of_kind<false, false, true>},
+                                           {kernel_of_kind<false, true, false>, kernel_of_kind<false, true, true>}},
+                                          {{kernel_of_kind<true, false, false>, kernel_of_kind<true, false, true>},
+                                           {kernel_of_kind<true, true, false>, kernel_of_kind<true, true, true>}}};
+    return all[ft][expert_major][quantised](kind);
+}
 
 static enum dispatch_kind kind_of(const struct cuda_launch *launch)
 {
@@ -132,7 +144,6 @@ static void plan_words(const struct exchange_shape *shape, int32_t tokens, int32
 {
     plan_few(shape, tokens, multiprocessors, plan);
     plan->words = true;
-    plan->threads = plan_least(plan->threads, OPERATIONS_WORD_THREADS);
     int32_t blocks = multiprocessors / 2 - 1, rows = tokens > 0 ? tokens : 1;
     plan->send_cut = plan_cut(blocks, rows, words_of_hidden(*shape), WORDS_UNIT);
     plan->send_blocks = 1 + plan_least(rows << plan->send_cut.log2_parts, blocks);
@@ -145,7 +156,9 @@ static void plan_words(const struct exchange_shape *shape, int32_t tokens, int32
 static void plan_many(const struct exchange_shape *shape, int32_t tokens, int32_t multiprocessors,
                       struct cuda_plan *plan)
 {
+    enum { LONG_ROW_BYTES = 12288 };
     plan->streams = true;
+    plan->threads = shape->array[0].row_bytes >= LONG_ROW_BYTES ? OPERATIONS_STREAM_WARP_THREADS : plan->threads;
     plan->shares = !shape->expert_major;
     plan->send_blocks = plan->shares ? multiprocessors : multiprocessors / 2;
     plan->receive_blocks = plan->shares ? multiprocessors : multiprocessors - plan->send_blocks;
@@ -161,7 +174,7 @@ struct cuda_plan dispatch_plan(const struct exchange_shape *shape, int32_t token
     struct cuda_plan plan = {};
     plan.early = limits->early;
     plan.count_blocks = 1;
-    plan.threads = pieces >= 768 ? OPERATIONS_MAX_THREADS : pieces >= 256 ? 512 : 256;
+    plan.threads = pieces >= 256 ? OPERATIONS_ROW_THREADS : 256;
     if (plan_is_in_words(shape, tokens, limits))
         plan_words(shape, tokens, limits->multiprocessors, &plan);
     else if (can_stream && plan_is_for_many(tokens, limits))
@@ -174,8 +187,9 @@ struct cuda_plan dispatch_plan(const struct exchange_shape *shape, int32_t token
 
 cudaError_t dispatch_prepare(int ordinal, int32_t *shared_bytes)
 {
-    for (int i = 0; i < 2 * DISPATCH_KINDS; i++) {
-        const void *kernel = (const void *)dispatch_kernels[i / DISPATCH_KINDS][i % DISPATCH_KINDS];
+    for (int i = 0; i < 8 * DISPATCH_KINDS; i++) {
+        auto kind = (enum dispatch_kind)(i / 8);
+        const void *kernel = (const void *)kernel_of(i & 1, i >> 1 & 1, i >> 2 & 1, kind);
         cudaError_t error = launch_prepare(kernel, ordinal, shared_bytes);
         if (error != cudaSuccess)
             return error;
@@ -204,5 +218,6 @@ cudaError_t dispatch_launch(const struct cuda_launch *launch, const struct dispa
         w.receive = *receive;
     else
         w.launch.plan.receive_blocks = 0;
-    return launch_kernel(dispatch_kernels[ft][kind_of(launch)], w.launch.plan, stream, w);
+    const struct exchange_shape &shape = launch->shape;
+    return launch_kernel(kernel_of(ft, shape.expert_major, shape.quantise, kind_of(launch)), w.launch.plan, stream, w);
 }

@@ -38,6 +38,7 @@ __device__ __forceinline__ void hear_counts(const struct cuda_launch &l, struct 
         first_row(r, l.shape.ranks, slot + 1, rank) = (int32_t)(value >> 32);
 }
 
+template <typename Facts>
 __device__ inline void hear_word(const struct cuda_launch &l, struct receiving *r, int rank, int word, uint64_t value)
 {
     if (word == EXCHANGE_TOLD_ROWS) {
@@ -46,7 +47,7 @@ __device__ inline void hear_word(const struct cuda_launch &l, struct receiving *
     } else if (word == EXCHANGE_TOLD_TOKENS) {
         r->tokens[rank] = value;
         atomicMax(&r->end_in_words, 64 - __clzll((long long)value));
-    } else if (word >= EXCHANGE_TOLD_COUNTS && l.shape.expert_major) {
+    } else if (word >= EXCHANGE_TOLD_COUNTS && Facts::EXPERT_MAJOR) {
         hear_counts(l, r, rank, 2 * (word - EXCHANGE_TOLD_COUNTS), value);
     }
 }
@@ -95,12 +96,12 @@ __device__ inline bool lay_out_slots(const struct cuda_launch &l, const struct t
 }
 
 /* All threads of the block, of which so many hear, this one as `thread` if it is not negative. False: the step is void. */
-template <bool FT>
+template <typename Facts>
 __device__ inline bool hear_all(const struct cuda_launch &l, const struct turn *turn, struct receiving *r, int thread,
                                 int threads)
 {
-    bool good = told_await<FT>(l, turn, thread, threads, [&](int rank, int word, uint64_t value) {
-        hear_word(l, r, rank, word, value);
+    bool good = told_await<Facts::FT>(l, turn, thread, threads, [&](int rank, int word, uint64_t value) {
+        hear_word<Facts>(l, r, rank, word, value);
         return true;
     });
     __syncwarp();
@@ -108,9 +109,11 @@ __device__ inline bool hear_all(const struct cuda_launch &l, const struct turn *
         share_add(&r->heard, 1);
     if (!__syncthreads_and(good))
         return false;
+    if (Facts::EXPERT_MAJOR)
+        return lay_out_slots(l, turn, r);
     if (l.shape.flat)
         lay_out_sources(turn, r);
-    return !l.shape.expert_major || lay_out_slots(l, turn, r);
+    return true;
 }
 
 /* ---------------------------------------------------------------------------- what spare warps of the first block write */
@@ -193,7 +196,7 @@ __device__ inline void write_sources(const struct cuda_launch &l, const struct d
         pad_end(l, args, r, thread, threads);
 }
 
-template <bool FT>
+template <typename Facts>
 __device__ inline void write_summary(const struct cuda_launch &l, const struct turn *turn,
                                      const struct dispatch_receive_args &args, const struct receiving *r, int thread,
                                      int threads)
@@ -201,18 +204,18 @@ __device__ inline void write_summary(const struct cuda_launch &l, const struct t
     for (int rank = thread; rank < turn->ranks; rank += threads) {
         l.own.rows_from[rank] = r->rows[rank];
         l.own.words_from[rank] = r->tokens[rank] != 0;
-        if (!l.shape.expert_major)
+        if (!Facts::EXPERT_MAJOR)
             args.counts[rank] = r->rows[rank];
     }
-    if (l.shape.expert_major)
+    if (Facts::EXPERT_MAJOR)
         write_ranges(l, turn, args, r, thread, threads);
     if (args.loads)
-        write_loads<FT>(l, turn, args.loads, thread, threads);
-    if (l.shape.flat)
+        write_loads<Facts::FT>(l, turn, args.loads, thread, threads);
+    if (!Facts::EXPERT_MAJOR && l.shape.flat)
         write_sources(l, args, r, thread, threads);
-    else if (args.pad_ids && !l.shape.expert_major)
+    else if (!Facts::EXPERT_MAJOR && args.pad_ids)
         pad_slots(l, args, r, thread, threads);
-    if (args.pad_ids && l.shape.expert_major && args.source)
+    else if (args.pad_ids && args.source)
         pad_sources(l, turn, args, r, thread, threads);
 }
 

@@ -7,11 +7,9 @@
 #ifndef CUDA_DISPATCH_PLAN_CUH
 #define CUDA_DISPATCH_PLAN_CUH
 
+#include "kernels/cuda/dispatch_facts.cuh"
 #include "kernels/cuda/dispatch_push.cuh"
 #include "kernels/cuda/told.cuh"
-
-/* How rows are sent. A kernel for each, so that few tokens do not pay for what many need. */
-enum dispatch_kind { DISPATCH_PUSHED, DISPATCH_WORDS, DISPATCH_STREAMED, DISPATCH_KINDS };
 
 /* What a planning block finds out about this rank's tokens, or its share of them. In shared memory. */
 struct send_plan {
@@ -48,6 +46,7 @@ __device__ inline void plan_check(const struct route_input &in, bool masked, con
 }
 
 /* Word `word` of what `rank` is told. */
+template <typename Facts>
 __device__ inline uint64_t plan_word(const struct cuda_launch &l, const struct turn *turn,
                                      const struct route_counts &counts, const struct send_plan *plan, int rank,
                                      int word)
@@ -61,8 +60,8 @@ __device__ inline uint64_t plan_word(const struct cuda_launch &l, const struct t
     case EXCHANGE_TOLD_TOKENS: return plan->tokens[rank];
     }
     int32_t first = 2 * (word - EXCHANGE_TOLD_COUNTS);
-    return shape.flat ? told_pack(counts.rank, first, shape.ranks)
-                      : told_pack(counts.slot + rank * shape.slots, first, shape.slots);
+    return !Facts::EXPERT_MAJOR && shape.flat ? told_pack(counts.rank, first, shape.ranks)
+                                              : told_pack(counts.slot + rank * shape.slots, first, shape.slots);
 }
 
 /*
@@ -71,6 +70,7 @@ __device__ inline uint64_t plan_word(const struct cuda_launch &l, const struct t
  * (kernels of a stream run one after the other), so any of the words also gives the credit to overwrite that combine's
  * results.
  */
+template <typename Facts>
 __device__ inline void plan_tell(const struct cuda_launch &l, const struct turn *turn,
                                  const struct route_counts &counts, const struct send_plan *plan)
 {
@@ -79,8 +79,8 @@ __device__ inline void plan_tell(const struct cuda_launch &l, const struct turn 
         struct quotient at = divide(i, l.by.told_words);
         int rank = at.whole, word = at.rest;
         if (turn_has(turn, rank))
-            word_publish(told_words(l, turn, rank, turn->rank) + word, plan_word(l, turn, counts, plan, rank, word),
-                         turn->stamp);
+            word_publish(told_words(l, turn, rank, turn->rank) + word,
+                         plan_word<Facts>(l, turn, counts, plan, rank, word), turn->stamp);
     }
 }
 
@@ -110,13 +110,14 @@ __device__ inline void plan_refuse(const struct cuda_launch &l, const struct tur
 }
 
 /* Counts have been made, and all ids may stand where they do. */
+template <typename Facts>
 __device__ inline void plan_announce(const struct cuda_launch &l, const struct turn *turn,
                                      const struct dispatch_send_args &send, const struct route_counts &counts,
                                      const struct send_plan *plan)
 {
     if (threadIdx.x == 0 && send.dropped_routes)
         *send.dropped_routes = plan->dropped;
-    plan_tell(l, turn, counts, plan);
+    plan_tell<Facts>(l, turn, counts, plan);
     if (l.shape.load_stats)
         plan_tell_loads(l, turn, counts);
 }
@@ -138,19 +139,19 @@ __device__ inline void plan_each(const struct cuda_launch &l, const struct route
 /* ------------------------------------------------------------------------------------------- few tokens, one block */
 
 /* The counts are 0, and `plan` is clear. */
-template <enum dispatch_kind KIND>
+template <typename Facts>
 __device__ inline void plan_alone(const struct cuda_launch &l, const struct turn *turn,
                                   const struct dispatch_send_args &send, const struct route_counts &counts,
                                   struct send_plan *plan)
 {
     struct route_input in = send_routes(l, turn, send);
     turn_publish_begun(l, turn);
-    plan_each<KIND>(l, in, counts, 0, send.tokens, plan);
+    plan_each<Facts::KIND>(l, in, counts, 0, send.tokens, plan);
     __syncthreads();
     if (plan->bad != ~0ull)
         plan_refuse(l, turn, plan);
     else
-        plan_announce(l, turn, send, counts, plan);
+        plan_announce<Facts>(l, turn, send, counts, plan);
 }
 
 /* ------------------------------------------------------------------------------------- many tokens, several blocks */
@@ -205,6 +206,7 @@ __device__ inline bool plan_is_last(const struct cuda_launch &l, struct send_pla
 }
 
 /* By the first count_blocks blocks of those that send; their counts are 0, and their plans clear. */
+template <typename Facts>
 __device__ inline void plan_together(const struct cuda_launch &l, const struct turn *turn,
                                      const struct dispatch_send_args &send, const struct route_counts &counts,
                                      struct send_plan *plan, int block)
@@ -228,7 +230,7 @@ __device__ inline void plan_together(const struct cuda_launch &l, const struct t
         plan_entry(l, counts, plan, i) = sum;
     }
     __syncthreads();
-    plan_announce(l, turn, send, counts, plan);
+    plan_announce<Facts>(l, turn, send, counts, plan);
 }
 
 #endif

@@ -43,12 +43,12 @@ __device__ inline bool place_behind(const struct cuda_launch &l, const struct tu
 }
 
 /* Before the first token: where this rank's first row goes at each rank. The counts are all 0. */
-template <bool FT>
+template <typename Facts>
 __device__ inline bool place_first(const struct cuda_launch &l, const struct turn *turn,
                                    const struct route_counts &counts)
 {
-    if (l.shape.flat)
-        return place_behind<FT>(l, turn, counts.rank);
+    if (!Facts::EXPERT_MAJOR && l.shape.flat)
+        return place_behind<Facts::FT>(l, turn, counts.rank);
     for (int rank = threadIdx.x; rank < turn->ranks; rank += blockDim.x)
         counts.rank[rank] = (int32_t)row_at(l.shape, turn->rank, 0);
     __syncthreads();
@@ -142,17 +142,26 @@ struct push_batch {
 __device__ inline void push_wide(const struct cuda_launch &l, const struct turn *turn, const struct push_batch *batch,
                                  const struct row_input &input, int array)
 {
+    enum { PIECES = 2 }; /* of each row, that a thread has under way */
     const unsigned char *rows = input.data + (size_t)batch->first * input.stride;
-    for (size_t at = (size_t)threadIdx.x * 16; at < l.shape.array[array].row_bytes; at += (size_t)blockDim.x * 16) {
-        uint4 piece[PUSH_BATCH];
+    size_t bytes = l.shape.array[array].row_bytes, step = (size_t)blockDim.x * 16;
+    for (size_t at = (size_t)threadIdx.x * 16; at < bytes; at += PIECES * step) {
+        uint4 piece[PUSH_BATCH][PIECES];
 #pragma unroll
         for (int n = 0; n < PUSH_BATCH; n++)
-            if (n < batch->count)
-                piece[n] = *(const uint4 *)(rows + (size_t)n * input.stride + at);
+#pragma unroll
+            for (int p = 0; p < PIECES; p++)
+                if (n < batch->count && at + p * step < bytes)
+                    piece[n][p] = *(const uint4 *)(rows + (size_t)n * input.stride + at + p * step);
 #pragma unroll
         for (int n = 0; n < PUSH_BATCH; n++)
-            for (int i = 0; n < batch->count && i < batch->token[n].destinations; i++)
-                stream_store(destination_row(l, turn, &batch->token[n], i, array) + at, piece[n]);
+            for (int i = 0; n < batch->count && i < batch->token[n].destinations; i++) {
+                unsigned char *to = destination_row(l, turn, &batch->token[n], i, array) + at;
+#pragma unroll
+                for (int p = 0; p < PIECES; p++)
+                    if (at + p * step < bytes)
+                        stream_store(to + p * step, piece[n][p]);
+            }
     }
 }
 
@@ -190,16 +199,17 @@ __device__ inline void push_quantised(const struct cuda_launch &l, const struct 
     }
 }
 
+template <typename Facts>
 __device__ inline void push_tokens(const struct cuda_launch &l, const struct turn *turn,
                                    const struct dispatch_send_args &send, const struct push_batch *batch)
 {
     for (int n = 0; n < batch->count; n++) {
         int32_t t = batch->first + n;
-        if (l.shape.quantise)
+        if (Facts::QUANTISED)
             push_quantised(l, turn, &batch->token[n], send.input[0].data + (size_t)t * send.input[0].stride);
         push_routes(l, turn, &batch->token[n], t, threadIdx.x, blockDim.x);
     }
-    for (int array = l.shape.quantise ? 2 : 0; array < l.shape.arrays; array++)
+    for (int array = Facts::QUANTISED ? 2 : 0; array < l.shape.arrays; array++)
         push_rows(l, turn, batch, send.input[array], array);
 }
 
@@ -244,6 +254,7 @@ __device__ __forceinline__ bool push_places()
  * Some tokens, a batch after the other; those before have been counted, and the first batch is read. Batches take turns in
  * two places: one is placed while the flags of the other are raised.
  */
+template <typename Facts>
 __device__ inline void push_turn(const struct cuda_launch &l, const struct turn *turn,
                                  const struct dispatch_send_args &send, const struct route_counts &counts,
                                  int32_t begin, int32_t end, struct push_batch *batches)
@@ -256,7 +267,7 @@ __device__ inline void push_turn(const struct cuda_launch &l, const struct turn 
         for (int32_t n = 0; push_places() && n < batch->count; n++)
             route_place(in, counts, &batch->token[n]);
         __syncthreads();
-        push_tokens(l, turn, send, batch);
+        push_tokens<Facts>(l, turn, send, batch);
         __syncthreads();
         push_flags(l, turn, batch);
         for (int32_t n = 0; n < batch->count; n++)
@@ -288,7 +299,7 @@ __device__ inline void push_prepare(const struct cuda_launch &l, const struct di
  * Blocks take their turns in the order of tokens, so that rows go out as receivers wait for them; each counts the tokens of
  * all others as it comes by.
  */
-template <bool FT>
+template <typename Facts>
 __device__ inline void send_push_block(const struct cuda_launch &l, const struct turn *turn,
                                        const struct dispatch_send_args &send, const struct route_counts &counts,
                                        int block, int blocks)
@@ -297,7 +308,7 @@ __device__ inline void send_push_block(const struct cuda_launch &l, const struct
     struct route_input in = send_routes(l, turn, send);
     int32_t size = push_size(send.tokens, blocks), counted = 0;
     int32_t warp = (int32_t)threadIdx.x / 32, warps = (int32_t)blockDim.x / 32;
-    if (!place_first<FT>(l, turn, counts))
+    if (!place_first<Facts>(l, turn, counts))
         return;
     for (int32_t first = block * size; first < send.tokens; first += blocks * size) {
         int32_t end = send.tokens - first < size ? send.tokens : first + size;
@@ -308,7 +319,7 @@ __device__ inline void send_push_block(const struct cuda_launch &l, const struct
             route_each<false>(in, counted, first, warp, warps - 1,
                               [&](const struct route &r) { route_count(in, counts, r); });
         __syncthreads();
-        push_turn(l, turn, send, counts, first, end, batches);
+        push_turn<Facts>(l, turn, send, counts, first, end, batches);
         counted = end;
     }
 }

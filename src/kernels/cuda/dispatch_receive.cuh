@@ -7,6 +7,7 @@
 #ifndef CUDA_DISPATCH_RECEIVE_CUH
 #define CUDA_DISPATCH_RECEIVE_CUH
 
+#include "kernels/cuda/dispatch_facts.cuh"
 #include "kernels/cuda/dispatch_take_words.cuh"
 
 /* ------------------------------------------------------------------------ rank-major and flat: runs of a source's rows */
@@ -110,12 +111,13 @@ __device__ inline void receive_runs(const struct cuda_launch &l, const struct tu
     }
 }
 
-/* As many warps receive rows as there are stages; the table of first rows lies before those. WORDS: as above. */
-template <bool FT, bool WORDS>
+/* As many warps receive rows as there are stages; the table of first rows lies before those. */
+template <typename Facts>
 __device__ inline void receive_block(const struct cuda_launch &l, const struct turn *turn,
                                      const struct dispatch_receive_args &args, unsigned char *shared, int block,
                                      int blocks)
 {
+    constexpr bool FT = Facts::FT, WORDS = Facts::KIND == DISPATCH_WORDS;
     __shared__ struct receiving r;
     __shared__ uint64_t barriers[OPERATIONS_MAX_WARPS];
     int warp = threadIdx.x / 32, rows_threads = 32 * l.plan.stages;
@@ -132,20 +134,25 @@ __device__ inline void receive_block(const struct cuda_launch &l, const struct t
     if (WORDS && beside < 0)
         come = words_unit_expect(l, turn, words_unit_at(l, turn, block), &r.heard,
                                  blockDim.x / 32 - (uint32_t)l.plan.stages, value);
-    if (!hear_all<FT>(l, turn, &r, WORDS ? beside : (int)threadIdx.x, (int)blockDim.x - (WORDS ? rows_threads : 0)))
+    if (!hear_all<Facts>(l, turn, &r, WORDS ? beside : (int)threadIdx.x, (int)blockDim.x - (WORDS ? rows_threads : 0)))
         return;
     if (beside >= 0) {
         if (block == 0)
-            write_summary<FT>(l, turn, args, &r, beside, (int)blockDim.x - rows_threads);
+            write_summary<Facts>(l, turn, args, &r, beside, (int)blockDim.x - rows_threads);
         return;
     }
     struct bulk_stage stage;
     bulk_open(&stage, shared + l.plan.table_bytes + l.plan.batch_bytes + (size_t)warp * l.plan.stage_bytes,
               (uint32_t)l.plan.stage_bytes, &barriers[warp]);
-    if (!l.shape.expert_major)
-        receive_runs<FT>(l, turn, args, &r, block, blocks, &stage);
-    else if (receive_in_words<FT, WORDS>(l, turn, args, &r, block, blocks, come, value))
+    bool good = true;
+    if (WORDS)
+        good = receive_in_words<FT>(l, turn, args, &r, block, blocks, come, value);
+    else if (r.end_in_words > 0)
+        good = receive_in_words_too<FT>(l, turn, args, &r, block, blocks);
+    if (good && Facts::EXPERT_MAJOR)
         receive_rows<FT>(l, turn, args, &r, block, blocks, &stage);
+    else if (good)
+        receive_runs<FT>(l, turn, args, &r, block, blocks, &stage);
     bulk_close(&stage);
 }
 

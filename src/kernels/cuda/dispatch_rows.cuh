@@ -86,32 +86,46 @@ __device__ __forceinline__ bool begins_early(const struct cuda_launch &l, const 
 }
 
 /*
- * A row's arrays to a row of the output for each lane with a route; `begun`: the first is on its way into the stage. What row
- * the lane's route has, combine must know too.
+ * A row's arrays from `first` on to row `out` of the output, for each lane with a route. Returns the stage's phase. Not inlined:
+ * of most rows there is only one array, which comes early, and others would take registers from that.
  */
-__device__ inline void fan_out_row(const struct cuda_launch &l, const struct turn *turn,
-                                   const struct dispatch_receive_args &args, const struct receiving *r, int rank,
-                                   const struct arrived_row *in, bool begun, struct bulk_stage *stage)
+static __device__ __noinline__ uint32_t fan_out_arrays(const struct cuda_launch &l, const struct turn *turn,
+                                                       const struct dispatch_receive_args &args, int first, size_t row,
+                                                       bool routed, size_t out, struct bulk_stage stage)
+{
+    for (int a = first; a < l.shape.arrays; a++) {
+        size_t bytes = l.shape.array[a].row_bytes;
+        const unsigned char *from = region_at(turn, turn->rank, l.shape.array[a].offset) + row * bytes;
+        unsigned char *to = routed ? args.output[a] + out * bytes : NULL;
+        if (!args.output[a])
+            continue;
+        if (worth_bulk(args.output[a], bytes))
+            bulk_move(&stage, from, bytes, to);
+        else
+            spread_row(from, bytes, to);
+    }
+    return stage.phase;
+}
+
+/*
+ * A row to a row of the output for each lane with a route; `begun`: the first array is on its way into the stage. What row the
+ * lane's route has, combine must know too.
+ */
+__device__ __forceinline__ void fan_out_row(const struct cuda_launch &l, const struct turn *turn,
+                                            const struct dispatch_receive_args &args, const struct receiving *r,
+                                            int rank, const struct arrived_row *in, bool begun,
+                                            struct bulk_stage *stage)
 {
     int lane = threadIdx.x & 31;
     bool routed = in->slot >= 0;
     int32_t index = routed ? first_row(r, l.shape.ranks, in->slot, rank) + in->index : 0;
-    size_t row = routed ? row_at(l.shape, in->slot * l.shape.ranks, index) : 0;
-    for (int a = 0; a < l.shape.arrays; a++) {
-        size_t bytes = l.shape.array[a].row_bytes;
-        const unsigned char *from = region_at(turn, turn->rank, l.shape.array[a].offset) + in->row * bytes;
-        unsigned char *to = routed ? args.output[a] + row * bytes : NULL;
-        if (!args.output[a])
-            continue;
-        if (a == 0 && begun) {
-            bulk_wait(stage);
-            bulk_store(stage, to, (uint32_t)bytes);
-        } else if (worth_bulk(args.output[a], bytes)) {
-            bulk_move(stage, from, bytes, to);
-        } else {
-            spread_row(from, bytes, to);
-        }
+    size_t row = routed ? row_at(l.shape, in->slot * l.shape.ranks, index) : 0, bytes = l.shape.array[0].row_bytes;
+    if (begun) {
+        bulk_wait(stage);
+        bulk_store(stage, routed ? args.output[0] + row * bytes : NULL, (uint32_t)bytes);
     }
+    if (!begun || l.shape.arrays > 1)
+        stage->phase = fan_out_arrays(l, turn, args, begun, in->row, routed, row, *stage);
     if (routed && args.source)
         write_source(args.source, row, rank, in->token);
     if (routed)
@@ -121,9 +135,9 @@ __device__ inline void fan_out_row(const struct cuda_launch &l, const struct tur
 
 /* One row. What lies beside it is read while the row itself is being loaded. False: the step is void. */
 template <bool FT>
-__device__ inline bool receive_row(const struct cuda_launch &l, const struct turn *turn,
-                                   const struct dispatch_receive_args &args, const struct receiving *r, int rank,
-                                   int32_t j, struct bulk_stage *stage)
+__device__ __forceinline__ bool receive_row(const struct cuda_launch &l, const struct turn *turn,
+                                            const struct dispatch_receive_args &args, const struct receiving *r,
+                                            int rank, int32_t j, struct bulk_stage *stage)
 {
     size_t row = row_at(l.shape, rank, j), bytes = l.shape.array[0].row_bytes;
     bool early = begins_early(l, args, stage);

@@ -16,36 +16,36 @@
  * The first block plans, and where rows are streamed the first few: they then send like the others, since that takes few
  * blocks. The counts are all 0, and the plan is clear.
  */
-template <bool FT>
+template <typename Facts>
 __device__ inline void send_block_of_many(const struct cuda_launch &l, const struct turn *turn,
                                           const struct dispatch_send_args &send, const struct route_counts &counts,
                                           struct send_plan *plan, unsigned char *shared, int block)
 {
     if (block < l.plan.count_blocks) {
-        plan_together(l, turn, send, counts, plan, block);
+        plan_together<Facts>(l, turn, send, counts, plan, block);
         __syncthreads(); /* all have been told */
         route_clear(counts, l.shape.slots * l.shape.ranks);
         __syncthreads();
     }
-    send_stream_block<FT>(l, turn, send, counts, shared);
+    send_stream_block<Facts>(l, turn, send, counts, shared);
 }
 
-template <bool FT, enum dispatch_kind KIND>
+template <typename Facts>
 __device__ inline void send_block(const struct cuda_launch &l, const struct turn *turn,
                                   const struct dispatch_send_args &send, const struct route_counts &counts,
                                   struct send_plan *plan, unsigned char *shared, int block)
 {
     int others = l.plan.send_blocks - 1;
-    if (KIND == DISPATCH_STREAMED)
-        send_block_of_many<FT>(l, turn, send, counts, plan, shared, block);
-    else if (KIND == DISPATCH_WORDS && block == 0)
-        plan_alone<KIND>(l, turn, words_staged(l, send, words_stage(l, shared)), counts, plan);
+    if (Facts::KIND == DISPATCH_STREAMED)
+        send_block_of_many<Facts>(l, turn, send, counts, plan, shared, block);
+    else if (Facts::KIND == DISPATCH_WORDS && block == 0)
+        plan_alone<Facts>(l, turn, words_staged(l, send, words_stage(l, shared)), counts, plan);
     else if (block == 0)
-        plan_alone<KIND>(l, turn, send, counts, plan);
-    else if (KIND == DISPATCH_WORDS)
-        send_words_block(l, turn, send, shared, block - 1, others);
+        plan_alone<Facts>(l, turn, send, counts, plan);
+    else if (Facts::KIND == DISPATCH_WORDS)
+        send_words_block<Facts>(l, turn, send, shared, block - 1, others);
     else
-        send_push_block<FT>(l, turn, send, counts, block - 1, others);
+        send_push_block<Facts>(l, turn, send, counts, block - 1, others);
 }
 
 #endif

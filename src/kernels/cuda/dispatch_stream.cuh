@@ -37,6 +37,7 @@ __device__ inline void stream_quantised(const struct cuda_launch &l, const struc
 }
 
 /* One token, by a warp. */
+template <typename Facts>
 __device__ inline void stream_token(const struct cuda_launch &l, const struct turn *turn,
                                     const struct dispatch_send_args &send, const struct route_token *token, int32_t t,
                                     struct bulk_stage *stage)
@@ -48,12 +49,12 @@ __device__ inline void stream_token(const struct cuda_launch &l, const struct tu
     unsigned char *to = lane < token->destinations ? destination_row(l, turn, token, lane, 0) : NULL;
     push_routes(l, turn, token, t, lane, 32);
     push_keep(l, token, t, lane, 32);
-    for (int array = l.shape.quantise ? 2 : 1; array < l.shape.arrays; array++)
+    for (int array = Facts::QUANTISED ? 2 : 1; array < l.shape.arrays; array++)
         for (int i = 0; i < token->destinations; i++)
             copy_row(destination_row(l, turn, token, i, array),
                      send.input[array].data + (size_t)t * send.input[array].stride, l.shape.array[array].row_bytes,
                      lane, 32);
-    if (l.shape.quantise)
+    if (Facts::QUANTISED)
         stream_quantised(l, turn, token, row, stage, to);
     else if (bulk_can(copy_bits(hidden.data) | hidden.stride))
         bulk_move(stage, row, bytes, to);
@@ -193,6 +194,7 @@ __device__ inline uint32_t stream_row_flag(const struct route_token *token)
  * A pushing warp: a token of each of its team's batches. Credit as in send_push_block(). What other lanes have stored beside
  * the row comes before its flag by the warp's barriers (X5).
  */
+template <typename Facts>
 __device__ inline void stream_push(const struct cuda_launch &l, const struct turn *turn,
                                    const struct dispatch_send_args &send, unsigned char *shared,
                                    struct stream_desk *desk, struct bulk_stage *stage)
@@ -209,7 +211,7 @@ __device__ inline void stream_push(const struct cuda_launch &l, const struct tur
         if (mine >= stream_count(send.tokens, first, size))
             break; /* a batch that is not whole is the last */
         uint32_t flag = stream_row_flag(token);
-        stream_token(l, turn, send, token, first + mine, stage);
+        stream_token<Facts>(l, turn, send, token, first + mine, stage);
         __syncwarp();
         if ((threadIdx.x & 31) == 0)
             share_write(&desk->taken[warp], batch + 1);
@@ -219,7 +221,7 @@ __device__ inline void stream_push(const struct cuda_launch &l, const struct tur
     post_close(&desk->office, &pending);
 }
 
-template <bool FT>
+template <typename Facts>
 __device__ inline void send_stream_block(const struct cuda_launch &l, const struct turn *turn,
                                          const struct dispatch_send_args &send, const struct route_counts &counts,
                                          unsigned char *shared)
@@ -232,7 +234,7 @@ __device__ inline void send_stream_block(const struct cuda_launch &l, const stru
         desk.taken[threadIdx.x] = 0;
     if (threadIdx.x == 0)
         desk.placed = 0;
-    if (!place_first<FT>(l, turn, counts))
+    if (!place_first<Facts>(l, turn, counts))
         return;
     if (warp == (int32_t)blockDim.x / 32 - 1) {
         post_deliver(turn, &desk.office, l.shape.row_flag);
@@ -241,7 +243,7 @@ __device__ inline void send_stream_block(const struct cuda_launch &l, const stru
     } else {
         struct bulk_stage stage;
         bulk_open(&stage, shared + l.plan.batch_bytes + warp * stage_bytes, (uint32_t)stage_bytes, &barriers[warp]);
-        stream_push(l, turn, send, shared, &desk, &stage);
+        stream_push<Facts>(l, turn, send, shared, &desk, &stage);
     }
 }
 

@@ -202,36 +202,34 @@ __device__ __forceinline__ bool words_unit_receive(const struct cuda_launch &l, 
     }
 }
 
-/* The same where rows like that are rare: inlined it would take registers from those who receive many others. */
-template <bool FT>
-static __device__ __noinline__ bool words_unit_receive_too(const struct cuda_launch &l, const struct turn *turn,
-                                                           const struct dispatch_receive_args &args,
-                                                           const struct receiving *r, const struct words_unit &u)
-{
-    uint64_t value[6];
-    return words_unit_receive<FT>(l, turn, args, r, u, false, value);
-}
-
 /*
- * Row by row as in receive_rows(), but all warps of a block take a row, or a part of it. WORDS: this rank's own rows travel
- * in words, and if `come`, `value` has been read of the first unit. False: the step is void.
+ * Row by row as in receive_rows(), but all warps of a block take a row, or a part of it. `come`: `value` has been read of the
+ * first unit. False: the step is void.
  */
-template <bool FT, bool WORDS>
-__device__ inline bool receive_in_words(const struct cuda_launch &l, const struct turn *turn,
-                                        const struct dispatch_receive_args &args, const struct receiving *r, int block,
-                                        int blocks, bool come, uint64_t (&value)[6])
+template <bool FT>
+__device__ __forceinline__ bool receive_in_words(const struct cuda_launch &l, const struct turn *turn,
+                                                 const struct dispatch_receive_args &args, const struct receiving *r,
+                                                 int block, int blocks, bool come, uint64_t (&value)[6])
 {
     int32_t all = r->end_in_words * turn->ranks << l.plan.receive_cut.log2_parts;
     for (int32_t unit = block; unit < all; unit += blocks) {
         struct words_unit u = words_unit_at(l, turn, unit);
         if (!(r->tokens[u.rank] >> u.token & 1))
             continue;
-        bool good = WORDS ? words_unit_receive<FT>(l, turn, args, r, u, come && unit == block, value)
-                          : words_unit_receive_too<FT>(l, turn, args, r, u);
-        if (!good)
+        if (!words_unit_receive<FT>(l, turn, args, r, u, come && unit == block, value))
             return false;
     }
     return true;
+}
+
+/* The same where this rank's own rows do not go in words: inlined it would take registers from those who receive the others. */
+template <bool FT>
+static __device__ __noinline__ bool receive_in_words_too(const struct cuda_launch &l, const struct turn *turn,
+                                                         const struct dispatch_receive_args &args,
+                                                         const struct receiving *r, int block, int blocks)
+{
+    uint64_t value[6];
+    return receive_in_words<FT>(l, turn, args, r, block, blocks, false, value);
 }
 
 #endif

@@ -210,12 +210,13 @@ __device__ inline void words_send_routes(const struct cuda_launch &l, const stru
     }
 }
 
+template <typename Facts>
 __device__ inline void words_send_share(const struct cuda_launch &l, const struct turn *turn,
                                         const struct words_stage &stage, const struct route_token *token, int32_t t,
                                         const struct words_share &share)
 {
-    words_send(l, turn, token, t, 0, share.begin, share.end, l.shape.quantise ? stage.codes : stage.row);
-    if (!l.shape.quantise || share.begin == share.end) /* an empty share may end within another one's group */
+    words_send(l, turn, token, t, 0, share.begin, share.end, Facts::QUANTISED ? stage.codes : stage.row);
+    if (!Facts::QUANTISED || share.begin == share.end) /* an empty share may end within another one's group */
         return;
     int32_t wide = l.shape.array[1].word_bytes, all = (int32_t)l.shape.array[1].row_bytes;
     int32_t group_words = MUSTER_EP_FP8_GROUP / 8, end = (share.end + group_words - 1) / group_words * 4;
@@ -224,6 +225,7 @@ __device__ inline void words_send_share(const struct cuda_launch &l, const struc
 }
 
 /* A part of one token's row. The first one also brings what lies beside it, and keeps what combine has to know. */
+template <typename Facts>
 __device__ inline void words_send_unit(const struct cuda_launch &l, const struct turn *turn,
                                        const struct dispatch_send_args &send, const struct words_stage &stage,
                                        int32_t unit)
@@ -233,14 +235,14 @@ __device__ inline void words_send_unit(const struct cuda_launch &l, const struct
     struct words_share share = words_sent_share(l, unit);
     if (threadIdx.x < 32)
         words_place(l, turn, send, stage, t, &token);
-    else if (l.shape.quantise)
+    else if (Facts::QUANTISED)
         words_quantise(l, stage, share);
     __syncthreads();
-    words_send_share(l, turn, stage, &token, t, share);
+    words_send_share<Facts>(l, turn, stage, &token, t, share);
     if (words_part_of(l.plan.send_cut, unit) != 0)
         return;
     words_send_routes(l, turn, &token, t);
-    for (int array = l.shape.quantise ? 2 : 1; array < l.shape.arrays; array++)
+    for (int array = Facts::QUANTISED ? 2 : 1; array < l.shape.arrays; array++)
         words_send(l, turn, &token, t, array, 0,
                    (int32_t)l.shape.array[array].row_bytes / l.shape.array[array].word_bytes,
                    send.input[array].data + (size_t)t * send.input[array].stride);
@@ -248,6 +250,7 @@ __device__ inline void words_send_unit(const struct cuda_launch &l, const struct
 }
 
 /* The first of the block's units was prepared. */
+template <typename Facts>
 __device__ inline void send_words_block(const struct cuda_launch &l, const struct turn *turn,
                                         const struct dispatch_send_args &send, unsigned char *shared, int block,
                                         int blocks)
@@ -259,7 +262,7 @@ __device__ inline void send_words_block(const struct cuda_launch &l, const struc
             words_prepare(l, send, shared, unit, threadIdx.x, blockDim.x);
             __syncthreads();
         }
-        words_send_unit(l, turn, send, stage, unit);
+        words_send_unit<Facts>(l, turn, send, stage, unit);
     }
 }
 

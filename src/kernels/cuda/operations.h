@@ -17,11 +17,18 @@ extern "C" {
 /* Slots of all ranks together: a block counts routes to each of them in its shared memory. */
 enum { OPERATIONS_MAX_SLOTS = 16384 };
 
-/* Threads of a block: 16 bytes each are a row of 7168 bf16, and each can have 72 registers. */
-enum { OPERATIONS_MAX_THREADS = 896, OPERATIONS_MAX_WARPS = OPERATIONS_MAX_THREADS / 32 };
-
-/* With rows in words: what a thread has under way takes more of them. */
-enum { OPERATIONS_WORD_THREADS = 512 };
+/*
+ * Threads of a block, at most. Combine adds up 16 bytes with each: 896 are a row of 7168 bf16, and can have 72 registers each. Where
+ * threads share a row of dispatch, each has two pieces under way, and in words several, which takes up to 128 (ROW). Where
+ * rows are streamed, warps work for themselves, with 80 to add up (SUM_WARP), or 96 to send and receive (STREAM_WARP).
+ */
+enum {
+    OPERATIONS_MAX_THREADS = 896,
+    OPERATIONS_MAX_WARPS = OPERATIONS_MAX_THREADS / 32,
+    OPERATIONS_ROW_THREADS = 512,
+    OPERATIONS_SUM_WARP_THREADS = 768,
+    OPERATIONS_STREAM_WARP_THREADS = 672
+};
 
 /* With fewer there would be nobody to do one of the parts. */
 enum { OPERATIONS_LEAST_BLOCKS = 4 };

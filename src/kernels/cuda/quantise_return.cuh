@@ -61,40 +61,26 @@ __device__ inline void return_quantised(const struct exchange_shape &shape, unsi
     }
 }
 
-/* X15: rounded once, from fp32 to codes. */
+/* The sum of the parts, quantised, by all threads of a block. X15: rounded once, from fp32 to codes. */
 template <enum exchange_type TYPE>
-__device__ inline void return_sum_as(const struct exchange_shape &shape, const struct sum_parts *parts,
-                                     unsigned char *to)
-{
-    return_quantised<TYPE>(shape, to, [&](size_t at, float *value) { sum_totals<TYPE>(parts, at, value); });
-}
-
-template <enum exchange_type TYPE>
-__device__ inline void return_copy_as(const struct exchange_shape &shape, const unsigned char *from, unsigned char *to)
-{
-    bool aligned = copy_width(copy_bits(from)) == 16;
-    return_quantised<TYPE>(shape, to,
-                           [&](size_t at, float *value) { return_values<TYPE>(sum_load(from + at, aligned), value); });
-}
-
-/* The sum of the parts, quantised, by all threads of a block. */
 __device__ inline void return_sum(const struct exchange_shape &shape, const struct sum_parts *parts, unsigned char *to)
 {
-    switch (shape.type) {
-    case EXCHANGE_BF16: return_sum_as<EXCHANGE_BF16>(shape, parts, to); break;
-    case EXCHANGE_FP16: return_sum_as<EXCHANGE_FP16>(shape, parts, to); break;
-    default: return_sum_as<EXCHANGE_FP32>(shape, parts, to);
-    }
+    return_quantised<TYPE>(shape, to, [&](size_t at, float *value) {
+        if (parts->aligned)
+            sum_totals<TYPE, true>(parts, at, value);
+        else
+            sum_totals<TYPE, false>(parts, at, value);
+    });
 }
 
 /* One row, quantised, by all threads of a block. */
+template <enum exchange_type TYPE>
 __device__ inline void return_copy(const struct exchange_shape &shape, const unsigned char *from, unsigned char *to)
 {
-    switch (shape.type) {
-    case EXCHANGE_BF16: return_copy_as<EXCHANGE_BF16>(shape, from, to); break;
-    case EXCHANGE_FP16: return_copy_as<EXCHANGE_FP16>(shape, from, to); break;
-    default: return_copy_as<EXCHANGE_FP32>(shape, from, to);
-    }
+    bool aligned = copy_width(copy_bits(from)) == 16;
+    return_quantised<TYPE>(shape, to, [&](size_t at, float *value) {
+        return_values<TYPE>(aligned ? sum_load<true>(from + at) : sum_load<false>(from + at), value);
+    });
 }
 
 /* ---------------------------------------------------------------------------------------------------------- at home */
@@ -152,23 +138,18 @@ __device__ inline uint4 return_pieces(const struct exchange_shape &shape, const 
     return sum_round<TYPE>(total);
 }
 
-template <enum exchange_type TYPE>
-__device__ inline void return_add_up_as(const struct exchange_shape &shape, const struct sum_parts *parts,
-                                        unsigned char *to)
-{
-    bool aligned = copy_width(copy_bits(to)) == 16;
-    for (size_t n = threadIdx.x; n < shape.result_bytes / SUM_PIECE; n += blockDim.x)
-        sum_store(to + n * SUM_PIECE, return_pieces<TYPE>(shape, parts, n), aligned);
-}
-
 /* As sum_row(), of rows that came home as codes. */
+template <enum exchange_type TYPE>
 __device__ inline void return_add_up(const struct exchange_shape &shape, const struct sum_parts *parts,
                                      unsigned char *to)
 {
-    switch (shape.type) {
-    case EXCHANGE_BF16: return_add_up_as<EXCHANGE_BF16>(shape, parts, to); break;
-    case EXCHANGE_FP16: return_add_up_as<EXCHANGE_FP16>(shape, parts, to); break;
-    default: return_add_up_as<EXCHANGE_FP32>(shape, parts, to);
+    bool aligned = copy_width(copy_bits(to)) == 16;
+    for (size_t n = threadIdx.x; n < shape.result_bytes / SUM_PIECE; n += blockDim.x) {
+        uint4 sum = return_pieces<TYPE>(shape, parts, n);
+        if (aligned)
+            sum_store<true>(to + n * SUM_PIECE, sum);
+        else
+            sum_store<false>(to + n * SUM_PIECE, sum);
     }
 }
 

@@ -154,6 +154,13 @@ static __device__ __noinline__ bool route_again(const struct route_input &in, in
     return false;
 }
 
+/* Words of a mask in registers have no address: an index would put them into memory. */
+__device__ __forceinline__ muster_mask route_with_rank(muster_mask ranks, int32_t rank)
+{
+    uint64_t bit = UINT64_C(1) << (rank & 63);
+    return {{ranks.word[0] | (rank < 64 ? bit : 0), ranks.word[1] | (rank < 64 ? 0 : bit)}};
+}
+
 /* One token's routes, by one thread: calls check(route) for each, and returns the ranks that they go to. */
 template <typename Check>
 __device__ __forceinline__ muster_mask route_token_ranks(const struct route_input &in,
@@ -178,7 +185,7 @@ __device__ __forceinline__ muster_mask route_token_ranks(const struct route_inpu
             if (id >= 0 && turn_has(in.turn, rank)) {
                 r.slot = id;
                 r.rank = rank;
-                ranks.word[rank >> 6] |= UINT64_C(1) << (rank & 63);
+                ranks = route_with_rank(ranks, rank);
                 if (in.counts_slots)
                     atomicAdd(&counts.slot[id], 1);
             }
@@ -202,7 +209,8 @@ __device__ __forceinline__ void route_count_tokens(const struct route_input &in,
         if (first + lane < end)
             ranks = route_token_ranks(in, counts, first + lane, check);
         for (int rank = 0; rank < in.turn->ranks; rank++) { /* one lane adds for all */
-            unsigned lanes = __ballot_sync(~0u, ranks.word[rank >> 6] >> (rank & 63) & 1);
+            uint64_t word = rank < 64 ? ranks.word[0] : ranks.word[1];
+            unsigned lanes = __ballot_sync(~0u, word >> (rank & 63) & 1);
             if (lanes && lane == 0)
                 atomicAdd(&counts.rank[rank], __popc(lanes));
         }

@@ -29,6 +29,7 @@ static __global__ void __launch_bounds__(MOST_THREADS) move_rows_kernel(struct r
              (int)threadIdx.x, (int)blockDim.x);
 }
 
+template <enum exchange_type TYPE>
 static __global__ void __launch_bounds__(MOST_THREADS) sum_rows_kernel(struct runtime_sum s)
 {
     __shared__ struct sum_parts parts;
@@ -45,7 +46,7 @@ static __global__ void __launch_bounds__(MOST_THREADS) sum_rows_kernel(struct ru
         parts.aligned = true;
     }
     __syncthreads();
-    sum_row(&parts, s.type, (unsigned char *)s.to + (size_t)blockIdx.x * s.row_bytes, s.row_bytes);
+    sum_row<TYPE>(&parts, (unsigned char *)s.to + (size_t)blockIdx.x * s.row_bytes, s.row_bytes);
 }
 
 /* As many threads, in whole warps, as leave every thread with the same number of goes at its `bytes`. */
@@ -65,5 +66,8 @@ extern "C" cudaError_t move_rows_launch(const struct runtime_move *move, cudaStr
 extern "C" cudaError_t sum_rows_launch(const struct runtime_sum *sum, cudaStream_t stream)
 {
     unsigned threads = threads_for(sum->row_bytes, SUM_PIECE);
-    return sum->rows > 0 ? launch_plain(sum_rows_kernel, (unsigned)sum->rows, threads, stream, *sum) : cudaSuccess;
+    auto kernel = sum_rows_kernel<EXCHANGE_FP32>;
+    if (sum->type != EXCHANGE_FP32)
+        kernel = sum->type == EXCHANGE_BF16 ? sum_rows_kernel<EXCHANGE_BF16> : sum_rows_kernel<EXCHANGE_FP16>;
+    return sum->rows > 0 ? launch_plain(kernel, (unsigned)sum->rows, threads, stream, *sum) : cudaSuccess;
 }

@@ -22,10 +22,10 @@ struct sum_parts {
 
 enum { SUM_FLIGHT = 4, SUM_PIECE = 16 };
 
-/* Rows of a caller may begin on any element. */
-__device__ inline uint4 sum_load(const unsigned char *from, bool aligned)
+/* ALIGNED: from and to places on 16 bytes. Rows of a caller may begin on any element; then this takes longer. */
+template <bool ALIGNED> __device__ __forceinline__ uint4 sum_load(const unsigned char *from)
 {
-    if (aligned)
+    if (ALIGNED)
         return stream_load(from);
     const volatile uint16_t *half = (const volatile uint16_t *)from;
     uint32_t word[4];
@@ -35,9 +35,9 @@ __device__ inline uint4 sum_load(const unsigned char *from, bool aligned)
     return make_uint4(word[0], word[1], word[2], word[3]);
 }
 
-__device__ inline void sum_store(unsigned char *to, uint4 piece, bool aligned)
+template <bool ALIGNED> __device__ __forceinline__ void sum_store(unsigned char *to, uint4 piece)
 {
-    if (aligned) {
+    if (ALIGNED) {
         stream_store(to, piece);
         return;
     }
@@ -89,57 +89,54 @@ template <enum exchange_type TYPE> __device__ __forceinline__ uint4 sum_round(co
     return make_uint4(word[0], word[1], word[2], word[3]);
 }
 
-/* Adds the pieces at `at` of all parts to `total`. */
-template <enum exchange_type TYPE>
-__device__ inline void sum_totals(const struct sum_parts *parts, size_t at, float total[8])
+/*
+ * Adds the pieces at `at` of all parts to `total`. No branch lies between loads that are under way together. Of parts that
+ * are not aligned there is one at a time: little code, that takes no registers from the other.
+ */
+template <enum exchange_type TYPE, bool ALIGNED>
+__device__ __forceinline__ void sum_totals(const struct sum_parts *parts, size_t at, float total[8])
 {
-    for (int begin = 0; begin < parts->count; begin += SUM_FLIGHT) {
-        uint4 piece[SUM_FLIGHT];
+    enum { FLIGHT = ALIGNED ? SUM_FLIGHT : 1 };
+#pragma unroll 1
+    for (int begin = 0; begin < parts->count; begin += FLIGHT) {
+        uint4 piece[FLIGHT];
 #pragma unroll
-        for (int i = 0; i < SUM_FLIGHT; i++)
+        for (int i = 0; i < FLIGHT; i++)
             if (begin + i < parts->count)
-                piece[i] = sum_load(parts->row[begin + i] + at, parts->aligned);
+                piece[i] = sum_load<ALIGNED>(parts->row[begin + i] + at);
 #pragma unroll
-        for (int i = 0; i < SUM_FLIGHT; i++)
+        for (int i = 0; i < FLIGHT; i++)
             if (begin + i < parts->count)
                 sum_add<TYPE>(total, piece[i], parts->weight[begin + i]);
     }
 }
 
 /* The sum of the pieces at `at` of all parts. */
-template <enum exchange_type TYPE> __device__ inline uint4 sum_pieces(const struct sum_parts *parts, size_t at)
+template <enum exchange_type TYPE, bool ALIGNED>
+__device__ __forceinline__ uint4 sum_pieces(const struct sum_parts *parts, size_t at)
 {
     float total[8] = {0, 0, 0, 0, 0, 0, 0, 0};
-    sum_totals<TYPE>(parts, at, total);
+    sum_totals<TYPE, ALIGNED>(parts, at, total);
     return sum_round<TYPE>(total);
 }
 
-__device__ inline uint4 sum_pieces_of(enum exchange_type type, const struct sum_parts *parts, size_t at)
-{
-    switch (type) {
-    case EXCHANGE_BF16: return sum_pieces<EXCHANGE_BF16>(parts, at);
-    case EXCHANGE_FP16: return sum_pieces<EXCHANGE_FP16>(parts, at);
-    default: return sum_pieces<EXCHANGE_FP32>(parts, at);
-    }
-}
-
-/* Adds the parts up to one row of `bytes`, by all threads of a block. */
-__device__ inline void sum_row(const struct sum_parts *parts, enum exchange_type type, unsigned char *to, size_t bytes)
-{
-    bool aligned = copy_width(copy_bits(to)) == 16;
-    for (size_t at = (size_t)threadIdx.x * SUM_PIECE; at < bytes; at += (size_t)blockDim.x * SUM_PIECE)
-        sum_store(to + at, sum_pieces_of(type, parts, at), aligned);
-}
-
-/*
- * The same by a warp that has nobody beside it to hide what loads take: each lane has two pieces under way, of up to four
- * parts each.
- */
+/* The sum of rows of `bytes`, by all threads of a block. */
 template <enum exchange_type TYPE>
-__device__ inline void sum_row_by_warp(const struct sum_parts *parts, unsigned char *to, size_t bytes)
+__device__ __forceinline__ void sum_row(const struct sum_parts *parts, unsigned char *to, size_t bytes)
+{
+    if (parts->aligned && copy_width(copy_bits(to)) == 16)
+        for (size_t at = (size_t)threadIdx.x * SUM_PIECE; at < bytes; at += (size_t)blockDim.x * SUM_PIECE)
+            sum_store<true>(to + at, sum_pieces<TYPE, true>(parts, at));
+    else
+        for (size_t at = (size_t)threadIdx.x * SUM_PIECE; at < bytes; at += (size_t)blockDim.x * SUM_PIECE)
+            sum_store<false>(to + at, sum_pieces<TYPE, false>(parts, at));
+}
+
+/* By a warp that has nobody beside it to hide what loads take: each lane has two pieces under way, of up to four parts each. */
+template <enum exchange_type TYPE>
+__device__ __forceinline__ void sum_row_by_lanes(const struct sum_parts *parts, unsigned char *to, size_t bytes)
 {
     enum { PIECES = 2, STEP = 32 * SUM_PIECE };
-    bool aligned = copy_width(copy_bits(to)) == 16;
     for (size_t first = (threadIdx.x & 31) * SUM_PIECE; first < bytes; first += PIECES * STEP) {
         float total[PIECES][8] = {};
         for (int begin = 0; begin < parts->count; begin += SUM_FLIGHT) {
@@ -149,7 +146,7 @@ __device__ inline void sum_row_by_warp(const struct sum_parts *parts, unsigned c
 #pragma unroll
                 for (int n = 0; n < PIECES; n++)
                     if (begin + i < parts->count && first + n * STEP < bytes)
-                        piece[n][i] = sum_load(parts->row[begin + i] + first + n * STEP, parts->aligned);
+                        piece[n][i] = sum_load<true>(parts->row[begin + i] + first + n * STEP);
 #pragma unroll
             for (int i = 0; i < SUM_FLIGHT; i++)
 #pragma unroll
@@ -160,19 +157,18 @@ __device__ inline void sum_row_by_warp(const struct sum_parts *parts, unsigned c
 #pragma unroll
         for (int n = 0; n < PIECES; n++)
             if (first + n * STEP < bytes)
-                sum_store(to + first + n * STEP, sum_round<TYPE>(total[n]), aligned);
+                sum_store<true>(to + first + n * STEP, sum_round<TYPE>(total[n]));
     }
 }
 
-/* The row of a warp's own token, in whatever type. */
-__device__ inline void sum_row_of(enum exchange_type type, const struct sum_parts *parts, unsigned char *to,
-                                  size_t bytes)
+template <enum exchange_type TYPE>
+__device__ __forceinline__ void sum_row_by_warp(const struct sum_parts *parts, unsigned char *to, size_t bytes)
 {
-    switch (type) {
-    case EXCHANGE_BF16: sum_row_by_warp<EXCHANGE_BF16>(parts, to, bytes); return;
-    case EXCHANGE_FP16: sum_row_by_warp<EXCHANGE_FP16>(parts, to, bytes); return;
-    default: sum_row_by_warp<EXCHANGE_FP32>(parts, to, bytes);
-    }
+    if (parts->aligned && copy_width(copy_bits(to)) == 16)
+        sum_row_by_lanes<TYPE>(parts, to, bytes);
+    else
+        for (size_t at = (threadIdx.x & 31) * SUM_PIECE; at < bytes; at += 32 * SUM_PIECE)
+            sum_store<false>(to + at, sum_pieces<TYPE, false>(parts, at));
 }
 
 #endif

@@ -85,10 +85,10 @@ __device__ inline bool wait_epoch_lives(const struct cuda_launch &l, const struc
 }
 
 /* A look at everything but the flag. False: the wait is over, and why has been recorded. */
-static __device__ __noinline__ bool wait_look(const struct cuda_launch &l, const struct turn *turn,
-                                              const struct wait *w, struct wait_clock *clock)
+__device__ __forceinline__ bool wait_look(const struct cuda_launch &l, const struct turn *turn, const struct wait &w,
+                                          struct wait_clock *clock)
 {
-    struct wait_sight now = wait_see(l, turn, w->peer);
+    struct wait_sight now = wait_see(l, turn, w.peer);
     if (clock->started_ns == 0)
         clock->started_ns = now.now_ns;
     if (now.failure)
@@ -98,7 +98,7 @@ static __device__ __noinline__ bool wait_look(const struct cuda_launch &l, const
         return false;
     }
     if (!wait_epoch_lives(l, turn, now, clock->started_ns)) {
-        turn_fail(l, MUSTER_REASON_EPOCH, w->phase, -1, turn->epoch, 0);
+        turn_fail(l, MUSTER_REASON_EPOCH, w.phase, -1, turn->epoch, 0);
         return false;
     }
     uint64_t begun = turn_stamp(turn->epoch, 2 * turn->number + 1);
@@ -106,24 +106,43 @@ static __device__ __noinline__ bool wait_look(const struct cuda_launch &l, const
     if (now.word <= begun && !overdue)
         return true;
     /* X3: the flag was raised before the word was stored, if it ever will be; and this thread may itself be late. */
-    bool refused = flag_read(wait_step_word(turn, w->peer)) > begun;
-    if (flag_read(w->flag) >= w->stamp)
+    bool refused = flag_read(wait_step_word(turn, w.peer)) > begun;
+    if (flag_read(w.flag) >= w.stamp)
         return true;
     if (!refused)
-        *(volatile uint8_t *)&l.mailbox->overdue[w->peer] = 1;
-    turn_fail(l, refused ? MUSTER_REASON_REFUSED : MUSTER_REASON_TIMEOUT, w->phase, w->peer, turn->epoch, 0);
+        *(volatile uint8_t *)&l.mailbox->overdue[w.peer] = 1;
+    turn_fail(l, refused ? MUSTER_REASON_REFUSED : MUSTER_REASON_TIMEOUT, w.phase, w.peer, turn->epoch, 0);
     return false;
 }
 
+/*
+ * A flag that has not come soon: waits on, and looks at everything else now and then. calm: see wait_flags(). False: the step is
+ * void. Apart from the first polls, so that what is remembered here takes no registers from them; and no call, which would
+ * take some from whoever waits.
+ */
+__device__ __forceinline__ bool wait_longer(const struct cuda_launch &l, const struct turn *turn, const struct wait &w,
+                                            bool calm)
+{
+    struct wait_clock clock = {0, 0};
+    for (uint32_t polls = 0;; polls++) {
+        if ((calm ? word_look(w.flag) : flag_read(w.flag)) >= w.stamp)
+            return true;
+        if (calm)
+            __nanosleep(200);
+        if (polls % WAIT_POLLS_PER_LOOK == 0 && !wait_look(l, turn, w, &clock))
+            return false;
+    }
+}
+
+/* `reached` reads the flag, and perhaps what comes with it. */
 template <bool FT, typename Reached>
 __device__ __forceinline__ bool wait_until(const struct cuda_launch &l, const struct turn *turn, const struct wait &w,
                                            Reached reached)
 {
-    struct wait_clock clock = {0, 0};
-    for (uint32_t polls = 1; !reached(); polls++)
-        if (FT && polls % WAIT_POLLS_PER_LOOK == 0 && !wait_look(l, turn, &w, &clock))
-            return false;
-    return true;
+    for (uint32_t polls = 0; !FT || polls < WAIT_POLLS_PER_LOOK; polls++)
+        if (reached())
+            return true;
+    return wait_longer(l, turn, w, false) && reached();
 }
 
 /*
@@ -145,16 +164,14 @@ __device__ inline bool wait_flag(const struct cuda_launch &l, const struct turn 
 template <bool FT, bool CALM>
 __device__ inline bool wait_flags(const struct cuda_launch &l, const struct turn *turn, const struct wait &w)
 {
-    struct wait_clock clock = {0, 0};
-    for (uint32_t polls = 1;; polls++) {
-        bool come = !w.flag || (CALM ? word_look(w.flag) : flag_read(w.flag)) >= w.stamp;
-        if (__all_sync(~0u, come))
-            break;
-        if (CALM)
+    bool come = false;
+    for (uint32_t polls = 0; !__all_sync(~0u, come) && (!FT || polls < WAIT_POLLS_PER_LOOK); polls++) {
+        if (CALM && polls > 0)
             __nanosleep(200);
-        if (FT && polls % WAIT_POLLS_PER_LOOK == 0 && __any_sync(~0u, !come && !wait_look(l, turn, &w, &clock)))
-            return false;
+        come = !w.flag || (CALM ? word_look(w.flag) : flag_read(w.flag)) >= w.stamp;
     }
+    if (FT && !__all_sync(~0u, come || wait_longer(l, turn, w, CALM)))
+        return false;
     if (CALM && w.flag)
         flag_read(w.flag);
     __syncwarp(); /* what each flag's reader may see, its whole warp may see */

@@ -106,17 +106,14 @@ template <bool FT, int WORDS, typename Word, typename Peer>
 __device__ __forceinline__ bool words_await(const struct cuda_launch &l, const struct turn *turn, muster_phase phase,
                                             Word word, Peer peer, uint64_t (&value)[WORDS])
 {
-    struct wait_clock clock = {0, 0};
     uint64_t stamp = turn->stamp;
     for (uint32_t polls = 1;; polls++) {
         int late = words_read<WORDS>(word, stamp, value);
         if (late < 0)
             return true;
-        if (FT && polls % WAIT_POLLS_PER_LOOK == 0) {
-            struct wait missing = {&word(late)->stamp, stamp, peer(late), phase};
-            if (!wait_look(l, turn, &missing, &clock))
-                return false;
-        }
+        if (FT && polls >= WAIT_POLLS_PER_LOOK &&
+            !wait_longer(l, turn, {&word(late)->stamp, stamp, peer(late), phase}, false))
+            return false;
     }
 }
 
