@@ -9,7 +9,7 @@
 enum combine_kind { COMBINE_PLAIN, COMBINE_WORDS, COMBINE_QUANTISED, COMBINE_STREAMED, COMBINE_KINDS };
 
 /*
- * A kernel for each: what one does not need would take registers and room in the instruction cache from the rest
+ * A kernel for each: what one does not need would take registers from the rest
  * (docs/performance.md).
  */
 template <bool FT_, enum combine_kind KIND_, enum exchange_type TYPE_, bool SUMS_> struct combine_facts {

@@ -7,7 +7,7 @@
 enum dispatch_kind { DISPATCH_PUSHED, DISPATCH_WORDS, DISPATCH_STREAMED, DISPATCH_KINDS };
 
 /*
- * A kernel for each of these too: what one does not need would take registers and room in the instruction cache from the
+ * A kernel for each of these too: what one does not need would take registers from the
  * rest (docs/performance.md).
  */
 template <bool FT_, enum dispatch_kind KIND_, bool EXPERT_MAJOR_, bool QUANTISED_>
