@@ -7,8 +7,8 @@
 enum dispatch_kind { DISPATCH_PUSHED, DISPATCH_WORDS, DISPATCH_STREAMED, DISPATCH_KINDS };
 
 /*
- * A kernel for each of these too: what one does not need would take registers from the
- * rest (docs/performance.md).
+ * A kernel for each of these too: what one does not need would take registers from the rest
+ * (docs/performance.md).
  */
 template <bool FT_, enum dispatch_kind KIND_, bool EXPERT_MAJOR_, bool QUANTISED_>
 struct dispatch_facts {
