@@ -63,6 +63,7 @@ __device__ inline void find_routes(const struct cuda_launch &l, int32_t token, s
 __device__ inline void find_ranks(const struct cuda_launch &l, int32_t token, struct owed *owed)
 {
     int32_t count = 0;
+#pragma unroll 1
     for (int begin = 0; begin < l.shape.ranks; begin += 32) {
         uint64_t word = l.own.token_ranks[2 * (size_t)token + (size_t)(begin >> 6)];
         unsigned all = (unsigned)(word >> (begin & 63)), lane = threadIdx.x & 31;
@@ -116,7 +117,7 @@ template <bool FT> __device__ inline void await_combine_lines(const struct cuda_
     if (rank >= turn->ranks || !turn_has(turn, rank))
         return;
     const uint64_t *flag = &line_at(turn, turn->rank, l.shape.combine_line, rank)->flag;
-    wait_flag<FT>(l, turn, {flag, turn->stamp, rank, MUSTER_PHASE_COMBINE});
+    wait_flag<FT>(l, turn, flag, rank, MUSTER_PHASE_COMBINE);
 }
 
 template <typename Facts>

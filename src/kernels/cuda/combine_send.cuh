@@ -140,6 +140,7 @@ __device__ inline void find_rows(const struct cuda_launch &l, const struct combi
 __device__ inline void find_most(const struct cuda_launch &l, struct returning *r)
 {
     int32_t rows = 0, words = 0;
+#pragma unroll 1
     for (int rank = threadIdx.x & 31; rank < l.shape.ranks; rank += 32) {
         int32_t from = l.own.rows_from[rank];
         bool in_words = l.own.words_from[rank];

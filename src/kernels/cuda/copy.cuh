@@ -25,6 +25,7 @@ __device__ __forceinline__ uintptr_t copy_bits(const void *address)
 template <typename T>
 __device__ __forceinline__ void copy_as(void *to, const void *from, size_t bytes, int thread, int threads)
 {
+#pragma unroll 1
     for (size_t i = (size_t)thread; i < bytes / sizeof(T); i += (size_t)threads)
         ((T *)to)[i] = ((const volatile T *)from)[i];
 }
@@ -36,6 +37,7 @@ __device__ __forceinline__ void copy_wide(void *to, const void *from, size_t byt
     const uint4 *in = (const uint4 *)from;
     uint4 *out = (uint4 *)to, held[FLIGHT];
     size_t count = bytes / sizeof(uint4), step = (size_t)threads;
+#pragma unroll 1
     for (size_t i = (size_t)thread; i < count; i += FLIGHT * step) {
 #pragma unroll
         for (int n = 0; n < FLIGHT; n++)

@@ -57,6 +57,7 @@ __device__ inline void lay_out_sources(const struct turn *turn, struct receiving
 {
     for (int rank = threadIdx.x; rank <= turn->ranks; rank += blockDim.x) {
         int32_t before = 0;
+#pragma unroll 1
         for (int i = 0; i < rank; i++)
             before += r->rows[i];
         r->before[rank] = before;
@@ -123,6 +124,7 @@ __device__ inline void write_ranges(const struct cuda_launch &l, const struct tu
                                     int threads)
 {
     int ranks = turn->ranks;
+#pragma unroll 1
     for (int32_t i = thread; i < l.shape.slots * ranks; i += threads) {
         int32_t s = i / ranks, rank = i % ranks;
         int32_t begin = first_row(r, ranks, s, rank), end = first_row(r, ranks, s, rank + 1);
@@ -144,7 +146,7 @@ __device__ inline void write_loads(const struct cuda_launch &l, const struct tur
         int rank = (int)(i / slots);
         const uint64_t *flag = &line_at(turn, turn->rank, l.shape.dispatch_line, rank)->flag;
         bool has = turn_has(turn, rank);
-        if (has && rank != seen && !wait_flag<FT>(l, turn, {flag, turn->stamp, rank, MUSTER_PHASE_DISPATCH}))
+        if (has && rank != seen && !wait_flag<FT>(l, turn, flag, rank, MUSTER_PHASE_DISPATCH))
             return;
         seen = rank;
         loads[i] = has ? told[i] : 0;

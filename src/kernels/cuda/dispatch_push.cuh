@@ -90,6 +90,7 @@ __device__ __forceinline__ unsigned char *destination_row(const struct cuda_laun
 __device__ inline void push_keep(const struct cuda_launch &l, const struct route_token *token, int32_t t, int thread,
                                  int threads)
 {
+#pragma unroll 1
     for (int k = thread; k < l.shape.topk; k += threads) {
         size_t route = (size_t)t * (size_t)l.shape.topk + (size_t)k;
         l.own.token_slots[route] = token->slot[k];
@@ -97,6 +98,7 @@ __device__ inline void push_keep(const struct cuda_launch &l, const struct route
     }
     for (int word = thread; word < 2; word += threads) {
         uint64_t ranks = 0;
+#pragma unroll 1
         for (int i = 0; i < token->destinations; i++)
             if (token->rank[i] >> 6 == word)
                 ranks |= UINT64_C(1) << (token->rank[i] & 63);

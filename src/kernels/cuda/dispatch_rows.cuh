@@ -29,14 +29,10 @@ __device__ inline bool accept_row(const struct cuda_launch &l, const struct turn
 template <bool FT>
 __device__ inline bool await_row(const struct cuda_launch &l, const struct turn *turn, int rank, size_t row)
 {
-    bool come = true;
-    if ((threadIdx.x & 31) == 0) {
-        const uint64_t *flag = (const uint64_t *)region_at(turn, turn->rank, l.shape.row_flag) + row;
-        come = wait_flag<FT>(l, turn, {flag, turn->stamp, rank, MUSTER_PHASE_DISPATCH});
-    }
-    come = __shfl_sync(~0u, come, 0);
-    __syncwarp(); /* what the flag's reader may see, its whole warp may see */
-    return come;
+    const uint64_t *flag = NULL;
+    if ((threadIdx.x & 31) == 0)
+        flag = (const uint64_t *)region_at(turn, turn->rank, l.shape.row_flag) + row;
+    return wait_flags<FT, false>(l, turn, {flag, turn->stamp, rank, MUSTER_PHASE_DISPATCH});
 }
 
 /* Reads what came with it. */

@@ -16,6 +16,7 @@ words_wanted(const struct cuda_launch &l, const struct dispatch_receive_args &ar
 /* To a caller's memory, which may be aligned to less. */
 static __device__ __noinline__ void words_store_narrow(unsigned char *to, uint64_t value, int32_t bytes)
 {
+#pragma unroll 1
     for (int32_t i = 0; i < bytes; i++)
         to[i] = (unsigned char)(value >> 8 * i);
 }

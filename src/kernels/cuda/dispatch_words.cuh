@@ -101,10 +101,12 @@ __device__ inline void words_prepare(const struct cuda_launch &l, const struct d
     int32_t tokens = unit == WORDS_PLAN ? send.tokens : token + 1;
     if (tokens > send.tokens)
         return;
+#pragma unroll 1
     for (int32_t i = thread; i < tokens * topk; i += threads)
         stage.id[i] = route_id(in, i / topk, i % topk);
     if (unit == WORDS_PLAN)
         return;
+#pragma unroll 1
     for (int32_t k = thread; k < topk; k += threads)
         stage.weight[k] = route_weight(in, token, k);
     struct words_share share = words_sent_share(l, unit);
@@ -176,6 +178,7 @@ __device__ __forceinline__ uint64_t words_load(const unsigned char *from, int32_
     if (bytes == 8 && (copy_bits(from) & 7) == 0)
         return *(const uint64_t *)from;
     uint64_t value = 0;
+#pragma unroll 1
     for (int32_t i = 0; i < bytes; i++)
         value |= (uint64_t)from[i] << 8 * i;
     return value;

@@ -69,11 +69,11 @@ __device__ __forceinline__ bool told_await(const struct cuda_launch &l, const st
     for (int i = thread; thread >= 0 && good && i < turn->ranks * words; i += threads) {
         struct quotient at = divide(i, l.by.told_words);
         int rank = at.whole, word = at.rest;
-        uint64_t value = 0;
+        struct exchange_word told = {0, turn->stamp};
         if (turn_has(turn, rank))
-            good = wait_word<FT>(l, turn, told_words(l, turn, turn->rank, rank) + word, rank, MUSTER_PHASE_DISPATCH,
-                                 &value);
-        good = good && told_accept(l, turn, rank, word, value) && visit(rank, word, value);
+            told = wait_word<FT>(l, turn, told_words(l, turn, turn->rank, rank) + word, rank, MUSTER_PHASE_DISPATCH);
+        good =
+            told.stamp >= turn->stamp && told_accept(l, turn, rank, word, told.value) && visit(rank, word, told.value);
     }
     return good;
 }

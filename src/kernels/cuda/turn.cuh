@@ -7,6 +7,9 @@
  *     turn_leave<FT>(launch, TURN_..., &turn, told_peers);
  *
  * so no block ever leaves past the epilogue. All threads of a block call both.
+ *
+ * A kernel begins with an empty instruction cache, and waits for every line of code that it runs over. So what is rarely
+ * called is not inlined anywhere here, and a loop that mostly goes round once is not unrolled.
  */
 #ifndef CUDA_TURN_CUH
 #define CUDA_TURN_CUH
@@ -72,8 +75,7 @@ __device__ inline void turn_close_epoch(const struct cuda_launch &l, uint32_t ep
 }
 
 /*
- * X14: recorded once, the first writer wins; the agent's copy follows. Any thread. Not inlined, like whatever is rarely
- * called: a kernel begins with an empty instruction cache, and waits for every line of code that it runs over.
+ * X14: recorded once, the first writer wins; the agent's copy follows. Any thread.
  */
 static __device__ __noinline__ void turn_fail(const struct cuda_launch &l, muster_reason reason, muster_phase phase,
                                               int peer, uint32_t epoch, uint64_t detail)

@@ -96,24 +96,28 @@ __device__ __forceinline__ struct turn_state turn_read_state(const struct cuda_l
 
 /*
  * The gate tells the epoch and counts this block in one operation. A step that is void, or of another epoch, gets no
- * further; a pair whose dispatch was of another epoch neither.
+ * further; a pair whose dispatch was of another epoch neither; nor one for which no number is left.
  */
 __device__ __forceinline__ muster_reason turn_admission(const struct cuda_launch &l, enum turn_operation operation,
-                                                        const struct turn_state &now)
+                                                        const struct turn_state &now, const struct turn *turn)
 {
-    uint32_t epoch = gate_epoch(now.gate);
-    if (l.begins_step)
-        return now.gate & CUDA_GATE_OPEN ? MUSTER_REASON_NONE : MUSTER_REASON_NOT_READY;
-    if (now.step.epoch == 0) /* void from its start; why has been read meanwhile, and forgotten */
-        return now.gate & CUDA_GATE_OPEN ? MUSTER_REASON_UNREAD : MUSTER_REASON_NOT_READY;
-    if (now.step.epoch != epoch)
+    bool open = now.gate & CUDA_GATE_OPEN;
+    if (l.begins_step && !open)
+        return MUSTER_REASON_NOT_READY;
+    if (!l.begins_step && now.step.epoch == 0) /* void from its start; why has been read meanwhile, and forgotten */
+        return open ? MUSTER_REASON_UNREAD : MUSTER_REASON_NOT_READY;
+    if (!l.begins_step && now.step.epoch != turn->epoch)
         return MUSTER_REASON_EPOCH;
-    return turn_begins_pair(operation) || now.exchange.pair.epoch == epoch ? MUSTER_REASON_NONE : MUSTER_REASON_EPOCH;
+    if (!turn_begins_pair(operation) && now.exchange.pair.epoch != turn->epoch)
+        return MUSTER_REASON_EPOCH;
+    bool counted = turn_has_number(turn->sequence) && turn_has_number(2 * turn->number + 2);
+    return counted ? MUSTER_REASON_NONE : MUSTER_REASON_ABORT;
 }
 
 /* By the lanes of a warp: one after the other the loads would take many times as long. */
 __device__ __forceinline__ void turn_copy(void *to, const void *from, size_t bytes)
 {
+#pragma unroll 1
     for (size_t i = threadIdx.x & 31; i < bytes / sizeof(uint64_t); i += 32)
         ((volatile uint64_t *)to)[i] = ((const volatile uint64_t *)from)[i];
 }
@@ -138,19 +142,13 @@ __device__ __forceinline__ void turn_begin(const struct cuda_launch &l, enum tur
     turn->step = now.step;
     turn->epoch = gate_epoch(now.gate);
     turn->live = !FT || now.failure == 0;
-    muster_reason refused = FT && turn->live ? turn_admission(l, operation, now) : MUSTER_REASON_NONE;
-    if (refused != MUSTER_REASON_NONE) {
-        turn_fail(l, refused, refused == MUSTER_REASON_EPOCH ? turn_phase(operation) : MUSTER_PHASE_STEP, -1,
-                  turn->epoch, 0);
-        turn->live = false;
-    }
-    if (!turn->live)
-        return;
     turn_take_step(l, now.step, turn);
     turn_take_pair(operation, now.exchange, turn);
-    if (!FT || (turn_has_number(turn->sequence) && turn_has_number(2 * turn->number + 2)))
+    muster_reason refused = FT && turn->live ? turn_admission(l, operation, now, turn) : MUSTER_REASON_NONE;
+    if (refused == MUSTER_REASON_NONE)
         return;
-    turn_fail(l, MUSTER_REASON_ABORT, turn_phase(operation), -1, turn->epoch, 0);
+    bool began = refused == MUSTER_REASON_EPOCH || refused == MUSTER_REASON_ABORT;
+    turn_fail(l, refused, began ? turn_phase(operation) : MUSTER_PHASE_STEP, -1, turn->epoch, 0);
     turn->live = false;
 }
 

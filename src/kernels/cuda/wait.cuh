@@ -134,28 +134,6 @@ __device__ __forceinline__ bool wait_longer(const struct cuda_launch &l, const s
     }
 }
 
-/* `reached` reads the flag, and perhaps what comes with it. */
-template <bool FT, typename Reached>
-__device__ __forceinline__ bool wait_until(const struct cuda_launch &l, const struct turn *turn, const struct wait &w,
-                                           Reached reached)
-{
-    for (uint32_t polls = 0; !FT || polls < WAIT_POLLS_PER_LOOK; polls++)
-        if (reached())
-            return true;
-    return wait_longer(l, turn, w, false) && reached();
-}
-
-/*
- * One thread waits until `w->flag` has reached the stamp; what the peer stored before is then visible to this thread,
- * and to the block after its next barrier. False: the step is void.
- * FT false: waits for ever (promise 10).
- */
-template <bool FT>
-__device__ inline bool wait_flag(const struct cuda_launch &l, const struct turn *turn, const struct wait &w)
-{
-    return wait_until<FT>(l, turn, w, [&] { return flag_read(w.flag) >= w.stamp; });
-}
-
 /*
  * All lanes of a warp wait together, each for its own flag, but for those that have none (flag NULL). CALM: many warps of
  * the device do so at a time; looks that order nothing, now and then, do not disturb what is on its way. False: the step is
@@ -178,19 +156,37 @@ __device__ inline bool wait_flags(const struct cuda_launch &l, const struct turn
     return true;
 }
 
-/* The same for a word that brings its value with it, and nothing else. */
+/*
+ * One thread waits for a word that brings its value with it, and nothing else. What is returned has an older stamp if the
+ * step is void. A call, as is the next: who waits once in a kernel need not have all this among what it runs over.
+ * FT false: waits for ever (promise 10).
+ */
 template <bool FT>
-__device__ inline bool wait_word(const struct cuda_launch &l, const struct turn *turn, const struct exchange_word *word,
-                                 int32_t peer, muster_phase phase, uint64_t *value)
+static __device__ __noinline__ struct exchange_word wait_word(const struct cuda_launch &l, const struct turn *turn,
+                                                              const struct exchange_word *word, int32_t peer,
+                                                              muster_phase phase)
 {
-    struct exchange_word read;
-    auto reached = [&] {
-        read = word_read(word);
-        return read.stamp >= turn->stamp;
-    };
-    if (!wait_until<FT>(l, turn, {&word->stamp, turn->stamp, peer, phase}, reached))
-        return false;
-    *value = read.value;
+    struct wait_clock clock = {0, 0};
+    for (uint32_t polls = 1;; polls++) {
+        struct exchange_word read = word_read(word);
+        if (read.stamp >= turn->stamp || (FT && polls % WAIT_POLLS_PER_LOOK == 0 &&
+                                          !wait_look(l, turn, {&word->stamp, turn->stamp, peer, phase}, &clock)))
+            return read;
+    }
+}
+
+/*
+ * One thread waits for a flag of the pair; what the peer stored before is then visible to this thread, and to the block after
+ * its next barrier. False: the step is void.
+ */
+template <bool FT>
+static __device__ __noinline__ bool wait_flag(const struct cuda_launch &l, const struct turn *turn,
+                                              const uint64_t *flag, int32_t peer, muster_phase phase)
+{
+    struct wait_clock clock = {0, 0};
+    for (uint32_t polls = 1; flag_read(flag) < turn->stamp; polls++)
+        if (FT && polls % WAIT_POLLS_PER_LOOK == 0 && !wait_look(l, turn, {flag, turn->stamp, peer, phase}, &clock))
+            return false;
     return true;
 }
 

@@ -106,13 +106,18 @@ template <bool FT, int WORDS, typename Word, typename Peer>
 __device__ __forceinline__ bool words_await(const struct cuda_launch &l, const struct turn *turn, muster_phase phase,
                                             Word word, Peer peer, uint64_t (&value)[WORDS])
 {
-    uint64_t stamp = turn->stamp;
+    struct wait_clock clock = {0, 0};
+    int before = -1;
     for (uint32_t polls = 1;; polls++) {
-        int late = words_read<WORDS>(word, stamp, value);
+        int late = words_read<WORDS>(word, turn->stamp, value);
         if (late < 0)
             return true;
-        if (FT && polls >= WAIT_POLLS_PER_LOOK &&
-            !wait_longer(l, turn, {&word(late)->stamp, stamp, peer(late), phase}, false))
+        if (!FT || polls % WAIT_POLLS_PER_LOOK != 0)
+            continue;
+        if (peer(late) != before) /* X2: each peer has its own deadline */
+            clock.begun_ns = 0;
+        before = peer(late);
+        if (!wait_look(l, turn, {&word(late)->stamp, turn->stamp, before, phase}, &clock))
             return false;
     }
 }
