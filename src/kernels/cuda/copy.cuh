@@ -30,23 +30,36 @@ __device__ __forceinline__ void copy_as(void *to, const void *from, size_t bytes
         ((T *)to)[i] = ((const volatile T *)from)[i];
 }
 
-/* Sixteen bytes at a time, four pieces in flight. */
+/* Pieces of 16 bytes that a thread has under way: of a row of `bytes`, from `at` on, every `step` bytes, as far as it goes. */
+template <int PIECES>
+__device__ __forceinline__ void copy_load(const unsigned char *row, size_t bytes, size_t at, size_t step,
+                                          uint4 (&piece)[PIECES])
+{
+#pragma unroll
+    for (int n = 0; n < PIECES; n++)
+        if (at + n * step < bytes)
+            piece[n] = stream_load(row + at + n * step);
+}
+
+template <int PIECES>
+__device__ __forceinline__ void copy_store(unsigned char *row, size_t bytes, size_t at, size_t step,
+                                           const uint4 (&piece)[PIECES])
+{
+#pragma unroll
+    for (int n = 0; n < PIECES; n++)
+        if (at + n * step < bytes)
+            stream_store(row + at + n * step, piece[n]);
+}
+
 __device__ __forceinline__ void copy_wide(void *to, const void *from, size_t bytes, int thread, int threads)
 {
-    enum { FLIGHT = 4 };
-    const uint4 *in = (const uint4 *)from;
-    uint4 *out = (uint4 *)to, held[FLIGHT];
-    size_t count = bytes / sizeof(uint4), step = (size_t)threads;
+    enum { PIECES = 4, PIECE = 16 };
+    size_t step = (size_t)threads * PIECE;
 #pragma unroll 1
-    for (size_t i = (size_t)thread; i < count; i += FLIGHT * step) {
-#pragma unroll
-        for (int n = 0; n < FLIGHT; n++)
-            if (i + n * step < count)
-                held[n] = stream_load(in + i + n * step);
-#pragma unroll
-        for (int n = 0; n < FLIGHT; n++)
-            if (i + n * step < count)
-                stream_store(out + i + n * step, held[n]);
+    for (size_t at = (size_t)thread * PIECE; at < bytes; at += PIECES * step) {
+        uint4 piece[PIECES];
+        copy_load((const unsigned char *)from, bytes, at, step, piece);
+        copy_store((unsigned char *)to, bytes, at, step, piece);
     }
 }
 

@@ -144,26 +144,19 @@ struct push_batch {
 __device__ inline void push_wide(const struct cuda_launch &l, const struct turn *turn, const struct push_batch *batch,
                                  const struct row_input &input, int array)
 {
-    enum { PIECES = 2 }; /* of each row, that a thread has under way */
+    enum { PIECES = 2, PIECE = 16 };
     const unsigned char *rows = input.data + (size_t)batch->first * input.stride;
-    size_t bytes = l.shape.array[array].row_bytes, step = (size_t)blockDim.x * 16;
-    for (size_t at = (size_t)threadIdx.x * 16; at < bytes; at += PIECES * step) {
+    size_t bytes = l.shape.array[array].row_bytes, step = (size_t)blockDim.x * PIECE;
+    for (size_t at = (size_t)threadIdx.x * PIECE; at < bytes; at += PIECES * step) {
         uint4 piece[PUSH_BATCH][PIECES];
 #pragma unroll
         for (int n = 0; n < PUSH_BATCH; n++)
-#pragma unroll
-            for (int p = 0; p < PIECES; p++)
-                if (n < batch->count && at + p * step < bytes)
-                    piece[n][p] = *(const uint4 *)(rows + (size_t)n * input.stride + at + p * step);
+            if (n < batch->count)
+                copy_load(rows + (size_t)n * input.stride, bytes, at, step, piece[n]);
 #pragma unroll
         for (int n = 0; n < PUSH_BATCH; n++)
-            for (int i = 0; n < batch->count && i < batch->token[n].destinations; i++) {
-                unsigned char *to = destination_row(l, turn, &batch->token[n], i, array) + at;
-#pragma unroll
-                for (int p = 0; p < PIECES; p++)
-                    if (at + p * step < bytes)
-                        stream_store(to + p * step, piece[n][p]);
-            }
+            for (int i = 0; n < batch->count && i < batch->token[n].destinations; i++)
+                copy_store(destination_row(l, turn, &batch->token[n], i, array), bytes, at, step, piece[n]);
     }
 }
 

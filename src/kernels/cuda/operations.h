@@ -20,7 +20,8 @@ enum { OPERATIONS_MAX_SLOTS = 16384 };
 /*
  * Threads of a block, at most. Combine adds up 16 bytes with each: 896 are a row of 7168 bf16, and can have 72 registers each. Where
  * threads share a row of dispatch, each has two pieces under way, and in words several, which takes up to 128 (ROW). Where
- * rows are streamed, warps work for themselves, with 80 to add up (SUM_WARP), or 96 to send and receive (STREAM_WARP).
+ * rows are streamed, warps work for themselves, with up to 80: as many as leave room for all stages (STREAM_WARP), or as
+ * fast sums take (SUM_WARP).
  */
 enum {
     OPERATIONS_MAX_THREADS = 896,
