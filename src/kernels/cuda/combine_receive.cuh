@@ -90,24 +90,15 @@ __device__ inline void find_token(const struct cuda_launch &l, int32_t token, st
         find_ranks(l, token, owed);
 }
 
-/* What is to be waited for from a rank, if it owes something to the token. */
-__device__ __forceinline__ struct wait owing_rank(const struct cuda_launch &l, const struct turn *turn, int32_t token,
-                                                  int rank)
+/* A warp waits for all that is owed to a token, a lane for each part. CALM: see wait_flags(). */
+template <bool FT, bool CALM>
+__device__ __forceinline__ bool await_owed(const struct cuda_launch &l, const struct turn *turn,
+                                           const struct owed *owed, int32_t token)
 {
-    const uint64_t *flag = NULL;
-    if (rank < turn->ranks && l.own.token_ranks[2 * (size_t)token + (rank >> 6)] >> (rank & 63) & 1)
-        flag = (const uint64_t *)region_at(turn, turn->rank, l.shape.arrived_flag) + row_at(l.shape, rank, token);
-    return {flag, turn->stamp, rank, MUSTER_PHASE_COMBINE};
-}
-
-/* The first warps of the block wait for all ranks that owe something to the token. */
-template <bool FT>
-__device__ inline bool await_ranks(const struct cuda_launch &l, const struct turn *turn, int32_t token)
-{
-    bool come = true;
-    if ((int)(threadIdx.x & ~31u) < turn->ranks)
-        come = wait_flags<FT, false>(l, turn, owing_rank(l, turn, token, (int)threadIdx.x));
-    return __syncthreads_and(come);
+    int lane = (int)threadIdx.x & 31, rank = lane < owed->parts.count ? owed->from[lane] : 0;
+    const uint64_t *flags = (const uint64_t *)region_at(turn, turn->rank, l.shape.arrived_flag);
+    const uint64_t *flag = lane < owed->parts.count ? flags + row_at(l.shape, rank, token) : NULL;
+    return wait_flags<FT, CALM>(l, turn, {flag, turn->stamp, rank, MUSTER_PHASE_COMBINE});
 }
 
 /* X4: the next dispatch may overwrite what a rank was sent in this one only when that rank has said that it is done. */
@@ -188,7 +179,10 @@ __device__ inline bool add_up_unit(const struct cuda_launch &l, const struct tur
         struct words_share share = words_share(l.plan.receive_cut, (int32_t)(l.shape.result_bytes / SUM_PIECE), unit);
         return __syncthreads_and(add_up_words<Facts::FT, Facts::TYPE>(l, turn, owed, share, to));
     }
-    if (!await_ranks<Facts::FT>(l, turn, token))
+    bool come = true;
+    if (threadIdx.x < 32)
+        come = await_owed<Facts::FT, false>(l, turn, owed, token);
+    if (!__syncthreads_and(come))
         return false;
     add_up_token<Facts>(l.shape, &owed->parts, to);
     return true;

@@ -106,16 +106,6 @@ __device__ inline void stream_send_block(const struct cuda_launch &l, const stru
     stream_rows_home(l, turn, send, &stage, &office, warp * blocks + block, l.plan.stages * blocks);
 }
 
-/* A warp waits for the ranks that owe something to the token. */
-template <bool FT>
-__device__ inline bool stream_await(const struct cuda_launch &l, const struct turn *turn, int32_t token)
-{
-    for (int first = 0; first < turn->ranks; first += 32)
-        if (!wait_flags<FT, true>(l, turn, owing_rank(l, turn, token, first + ((int)threadIdx.x & 31))))
-            return false;
-    return true;
-}
-
 template <typename Facts>
 __device__ inline void stream_receive_block(const struct cuda_launch &l, const struct turn *turn,
                                             const struct combine_receive_args &args, int32_t tokens,
@@ -125,7 +115,8 @@ __device__ inline void stream_receive_block(const struct cuda_launch &l, const s
     struct owed *owed = (struct owed *)shared + warp;
     for (int32_t token = warp * blocks + block; token < tokens; token += warps * blocks) {
         find_token<Facts>(l, token, owed);
-        if (!stream_await<Facts::FT>(l, turn, token)) /* its barrier shows the parts to all lanes */
+        __syncwarp(); /* each lane may see all of it */
+        if (!await_owed<Facts::FT, true>(l, turn, owed, token))
             return;
         sum_row_by_warp<Facts::TYPE>(&owed->parts, args.out + (size_t)token * l.shape.result_bytes,
                                      l.shape.result_bytes);

@@ -30,6 +30,8 @@ __device__ __forceinline__ void copy_as(void *to, const void *from, size_t bytes
         ((T *)to)[i] = ((const volatile T *)from)[i];
 }
 
+enum { COPY_PIECE = 16, COPY_PIECES = 4 /* that a thread of copy_wide() has under way */ };
+
 /* Pieces of 16 bytes that a thread has under way: of a row of `bytes`, from `at` on, every `step` bytes, as far as it goes. */
 template <int PIECES>
 __device__ __forceinline__ void copy_load(const unsigned char *row, size_t bytes, size_t at, size_t step,
@@ -53,11 +55,10 @@ __device__ __forceinline__ void copy_store(unsigned char *row, size_t bytes, siz
 
 __device__ __forceinline__ void copy_wide(void *to, const void *from, size_t bytes, int thread, int threads)
 {
-    enum { PIECES = 4, PIECE = 16 };
-    size_t step = (size_t)threads * PIECE;
+    size_t step = (size_t)threads * COPY_PIECE;
 #pragma unroll 1
-    for (size_t at = (size_t)thread * PIECE; at < bytes; at += PIECES * step) {
-        uint4 piece[PIECES];
+    for (size_t at = (size_t)thread * COPY_PIECE; at < bytes; at += COPY_PIECES * step) {
+        uint4 piece[COPY_PIECES];
         copy_load((const unsigned char *)from, bytes, at, step, piece);
         copy_store((unsigned char *)to, bytes, at, step, piece);
     }

@@ -144,10 +144,10 @@ struct push_batch {
 __device__ inline void push_wide(const struct cuda_launch &l, const struct turn *turn, const struct push_batch *batch,
                                  const struct row_input &input, int array)
 {
-    enum { PIECES = 2, PIECE = 16 };
+    enum { PIECES = 2 }; /* of each row, that a thread has under way */
     const unsigned char *rows = input.data + (size_t)batch->first * input.stride;
-    size_t bytes = l.shape.array[array].row_bytes, step = (size_t)blockDim.x * PIECE;
-    for (size_t at = (size_t)threadIdx.x * PIECE; at < bytes; at += PIECES * step) {
+    size_t bytes = l.shape.array[array].row_bytes, step = (size_t)blockDim.x * COPY_PIECE;
+    for (size_t at = (size_t)threadIdx.x * COPY_PIECE; at < bytes; at += PIECES * step) {
         uint4 piece[PUSH_BATCH][PIECES];
 #pragma unroll
         for (int n = 0; n < PUSH_BATCH; n++)

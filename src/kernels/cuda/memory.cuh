@@ -108,8 +108,8 @@ __device__ __forceinline__ void share_barrier(int32_t threads)
 }
 
 /*
- * 16 bytes that a peer has stored. Never through the read-only path, which may hold what was there before; a flag must
- * have been read first.
+ * 16 bytes that will not be read again. If a peer has stored them, a flag must have been read first; so never through the
+ * read-only path, which may hold what was there before.
  */
 __device__ __forceinline__ uint4 stream_load(const void *from)
 {

@@ -6,7 +6,7 @@
 #include "kernels/cuda/memory.cuh"
 #include "kernels/cuda/sum.cuh"
 
-enum { WARP = 32, MOST_THREADS = 512, MOVE_FLIGHT = 4 /* pieces that a thread of copy_wide() has under way */ };
+enum { WARP = 32, MOST_THREADS = 512 };
 
 static __global__ void spin_kernel(uint64_t ns)
 {
@@ -59,7 +59,7 @@ static unsigned threads_for(size_t row_bytes, size_t bytes)
 
 extern "C" cudaError_t move_rows_launch(const struct runtime_move *move, cudaStream_t stream)
 {
-    unsigned threads = threads_for(move->row_bytes, MOVE_FLIGHT * sizeof(uint4));
+    unsigned threads = threads_for(move->row_bytes, COPY_PIECES * sizeof(uint4));
     return move->rows > 0 ? launch_plain(move_rows_kernel, (unsigned)move->rows, threads, stream, *move) : cudaSuccess;
 }
 

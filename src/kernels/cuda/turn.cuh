@@ -9,7 +9,7 @@
  * so no block ever leaves past the epilogue. All threads of a block call both.
  *
  * A kernel begins with an empty instruction cache, and waits for every line of code that it runs over. So what is rarely
- * called is not inlined anywhere here, and a loop that mostly goes round once is not unrolled.
+ * done is mostly a call, and a loop that goes round once as a rule is told not to be unrolled where that would be much code.
  */
 #ifndef CUDA_TURN_CUH
 #define CUDA_TURN_CUH
@@ -98,7 +98,8 @@ __device__ __forceinline__ bool turn_void(const struct cuda_launch &l)
 }
 
 /*
- * Fills `turn`; false: the step is void, and the block must do nothing but turn_leave(). FT: see wait_flag().
+ * Fills `turn`; false: the step is void, and the block must do nothing but turn_leave(). FT false: nothing is asked
+ * (promise 10).
  *
  * Meanwhile the other warps call prepare(thread, threads), in the order of the stream: it may read what the caller gave and
  * what is in this rank's own region, and write shared memory. It knows nothing of the turn, and may be in vain.

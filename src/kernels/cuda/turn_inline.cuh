@@ -96,7 +96,8 @@ __device__ __forceinline__ struct turn_state turn_read_state(const struct cuda_l
 
 /*
  * The gate tells the epoch and counts this block in one operation. A step that is void, or of another epoch, gets no
- * further; a pair whose dispatch was of another epoch neither; nor one for which no number is left.
+ * further; a pair whose dispatch was of another epoch neither; nor a step or pair for
+ * which no number is left.
  */
 __device__ __forceinline__ muster_reason turn_admission(const struct cuda_launch &l, enum turn_operation operation,
                                                         const struct turn_state &now, const struct turn *turn)
@@ -110,8 +111,8 @@ __device__ __forceinline__ muster_reason turn_admission(const struct cuda_launch
         return MUSTER_REASON_EPOCH;
     if (!turn_begins_pair(operation) && now.exchange.pair.epoch != turn->epoch)
         return MUSTER_REASON_EPOCH;
-    bool counted = turn_has_number(turn->sequence) && turn_has_number(2 * turn->number + 2);
-    return counted ? MUSTER_REASON_NONE : MUSTER_REASON_ABORT;
+    bool numbered = turn_has_number(turn->sequence) && turn_has_number(2 * turn->number + 2);
+    return numbered ? MUSTER_REASON_NONE : MUSTER_REASON_ABORT;
 }
 
 /* By the lanes of a warp: one after the other the loads would take many times as long. */
@@ -147,8 +148,8 @@ __device__ __forceinline__ void turn_begin(const struct cuda_launch &l, enum tur
     muster_reason refused = FT && turn->live ? turn_admission(l, operation, now, turn) : MUSTER_REASON_NONE;
     if (refused == MUSTER_REASON_NONE)
         return;
-    bool began = refused == MUSTER_REASON_EPOCH || refused == MUSTER_REASON_ABORT;
-    turn_fail(l, refused, began ? turn_phase(operation) : MUSTER_PHASE_STEP, -1, turn->epoch, 0);
+    bool ended = refused == MUSTER_REASON_EPOCH || refused == MUSTER_REASON_ABORT;
+    turn_fail(l, refused, ended ? turn_phase(operation) : MUSTER_PHASE_STEP, -1, turn->epoch, 0);
     turn->live = false;
 }
 

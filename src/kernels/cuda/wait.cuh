@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * The only place where a GPU waits. A wait ends in one of three ways (X1): the flag is reached; the live epoch is no
- * longer the step's, or the step became void elsewhere; the peer's deadline has passed or it is known not to come.
+ * Where a GPU waits for a peer, all of it by wait_until(). A wait ends in one of three ways (X1): the flag is reached; the
+ * live epoch is no longer the step's, or the step became void elsewhere; the peer's deadline has passed or it is known not to
+ * come.
  */
 #ifndef CUDA_WAIT_CUH
 #define CUDA_WAIT_CUH
@@ -25,9 +26,10 @@ __device__ __forceinline__ const uint64_t *wait_step_word(const struct turn *tur
     return (const uint64_t *)(turn->peers[turn->rank] + (size_t)peer * 64);
 }
 
-/* How far a wait has come: when it began, and when its peer was first seen inside the step. */
+/* How far a wait has come: when it began, whom it is for now, and when that peer was first seen inside the step. */
 struct wait_clock {
     uint64_t started_ns, begun_ns;
+    int32_t peer;
 };
 
 /* What a look finds in this device's memory. */
@@ -91,6 +93,8 @@ __device__ __forceinline__ bool wait_look(const struct cuda_launch &l, const str
     struct wait_sight now = wait_see(l, turn, w.peer);
     if (clock->started_ns == 0)
         clock->started_ns = now.now_ns;
+    if (clock->peer != w.peer) /* X2: the deadline belongs to the peer */
+        *clock = {clock->started_ns, 0, w.peer};
     if (now.failure)
         return false;
     if (l.begins_step && now.exits >= EXITS_VOID) { /* what this thread waits for may be those blocks' work */
@@ -116,39 +120,42 @@ __device__ __forceinline__ bool wait_look(const struct cuda_launch &l, const str
 }
 
 /*
- * A flag that has not come soon: waits on, and looks at everything else now and then. calm: see wait_flags(). False: the step is
- * void. Apart from the first polls, so that what is remembered here takes no registers from them; and no call, which would
- * take some from whoever waits.
+ * Polls, and looks at everything else now and then. reached() reads what is waited for; late() says what of it has not come: of
+ * several peers one after the other. False: the step is void. FT false: waits for ever (promise 10).
  */
-__device__ __forceinline__ bool wait_longer(const struct cuda_launch &l, const struct turn *turn, const struct wait &w,
-                                            bool calm)
+template <bool FT, typename Reached, typename Late>
+__device__ __forceinline__ bool wait_until(const struct cuda_launch &l, const struct turn *turn, Reached reached,
+                                           Late late)
 {
-    struct wait_clock clock = {0, 0};
-    for (uint32_t polls = 0;; polls++) {
-        if ((calm ? word_look(w.flag) : flag_read(w.flag)) >= w.stamp)
-            return true;
-        if (calm)
-            __nanosleep(200);
-        if (polls % WAIT_POLLS_PER_LOOK == 0 && !wait_look(l, turn, w, &clock))
+    struct wait_clock clock = {0, 0, -1};
+    for (uint32_t polls = 1; !reached(); polls++)
+        if (FT && polls % WAIT_POLLS_PER_LOOK == 0 && !wait_look(l, turn, late(), &clock))
             return false;
-    }
+    return true;
 }
 
 /*
- * All lanes of a warp wait together, each for its own flag, but for those that have none (flag NULL). CALM: many warps of
- * the device do so at a time; looks that order nothing, now and then, do not disturb what is on its way. False: the step is
- * void.
+ * All lanes of a warp wait together, each for its own flag, but for those that have none (flag NULL). What the peers stored
+ * before is then visible to the warp, and to the block after its next barrier. CALM: many warps of the device do so at a
+ * time; looks that order nothing, now and then, do not disturb what is on its way. False: the step is void.
+ *
+ * The first polls stand apart, so that what is remembered later takes no registers from them; and there is no call, which
+ * would take some from whoever waits.
  */
 template <bool FT, bool CALM>
 __device__ inline bool wait_flags(const struct cuda_launch &l, const struct turn *turn, const struct wait &w)
 {
-    bool come = false;
-    for (uint32_t polls = 0; !__all_sync(~0u, come) && (!FT || polls < WAIT_POLLS_PER_LOOK); polls++) {
-        if (CALM && polls > 0)
+    bool come = !w.flag;
+    auto reached = [&] {
+        come = come || (CALM ? word_look(w.flag) : flag_read(w.flag)) >= w.stamp;
+        if (CALM && !come)
             __nanosleep(200);
-        come = !w.flag || (CALM ? word_look(w.flag) : flag_read(w.flag)) >= w.stamp;
-    }
-    if (FT && !__all_sync(~0u, come || wait_longer(l, turn, w, CALM)))
+        return come;
+    };
+    bool all = false;
+    for (uint32_t polls = 0; !all && (!FT || polls < WAIT_POLLS_PER_LOOK); polls++)
+        all = __all_sync(~0u, reached());
+    if (FT && !all && !__all_sync(~0u, wait_until<true>(l, turn, reached, [&] { return w; })))
         return false;
     if (CALM && w.flag)
         flag_read(w.flag);
@@ -157,37 +164,33 @@ __device__ inline bool wait_flags(const struct cuda_launch &l, const struct turn
 }
 
 /*
- * One thread waits for a word that brings its value with it, and nothing else. What is returned has an older stamp if the
- * step is void. A call, as is the next: who waits once in a kernel need not have all this among what it runs over.
- * FT false: waits for ever (promise 10).
- */
-template <bool FT>
-static __device__ __noinline__ struct exchange_word wait_word(const struct cuda_launch &l, const struct turn *turn,
-                                                              const struct exchange_word *word, int32_t peer,
-                                                              muster_phase phase)
-{
-    struct wait_clock clock = {0, 0};
-    for (uint32_t polls = 1;; polls++) {
-        struct exchange_word read = word_read(word);
-        if (read.stamp >= turn->stamp || (FT && polls % WAIT_POLLS_PER_LOOK == 0 &&
-                                          !wait_look(l, turn, {&word->stamp, turn->stamp, peer, phase}, &clock)))
-            return read;
-    }
-}
-
-/*
  * One thread waits for a flag of the pair; what the peer stored before is then visible to this thread, and to the block after
- * its next barrier. False: the step is void.
+ * its next barrier. False: the step is void. A call, as is the next: who waits once in a kernel need not have all this
+ * in what it runs over.
  */
 template <bool FT>
 static __device__ __noinline__ bool wait_flag(const struct cuda_launch &l, const struct turn *turn,
                                               const uint64_t *flag, int32_t peer, muster_phase phase)
 {
-    struct wait_clock clock = {0, 0};
-    for (uint32_t polls = 1; flag_read(flag) < turn->stamp; polls++)
-        if (FT && polls % WAIT_POLLS_PER_LOOK == 0 && !wait_look(l, turn, {flag, turn->stamp, peer, phase}, &clock))
-            return false;
-    return true;
+    auto late = [&] { return wait{flag, turn->stamp, peer, phase}; };
+    return wait_until<FT>(
+        l, turn, [&] { return flag_read(flag) >= turn->stamp; }, late);
+}
+
+/* The same for a word that brings its value with it, and nothing else; if it has not come, its stamp is older. */
+template <bool FT>
+static __device__ __noinline__ struct exchange_word wait_word(const struct cuda_launch &l, const struct turn *turn,
+                                                              const struct exchange_word *word, int32_t peer,
+                                                              muster_phase phase)
+{
+    struct exchange_word read;
+    auto late = [&] { return wait{&word->stamp, turn->stamp, peer, phase}; };
+    auto reached = [&] {
+        read = word_read(word);
+        return read.stamp >= turn->stamp;
+    };
+    wait_until<FT>(l, turn, reached, late);
+    return read;
 }
 
 #endif

@@ -106,20 +106,13 @@ template <bool FT, int WORDS, typename Word, typename Peer>
 __device__ __forceinline__ bool words_await(const struct cuda_launch &l, const struct turn *turn, muster_phase phase,
                                             Word word, Peer peer, uint64_t (&value)[WORDS])
 {
-    struct wait_clock clock = {0, 0};
-    int before = -1;
-    for (uint32_t polls = 1;; polls++) {
-        int late = words_read<WORDS>(word, turn->stamp, value);
-        if (late < 0)
-            return true;
-        if (!FT || polls % WAIT_POLLS_PER_LOOK != 0)
-            continue;
-        if (peer(late) != before) /* X2: each peer has its own deadline */
-            clock.begun_ns = 0;
-        before = peer(late);
-        if (!wait_look(l, turn, {&word(late)->stamp, turn->stamp, before, phase}, &clock))
-            return false;
-    }
+    int last = -1;
+    auto late = [&] { return wait{&word(last)->stamp, turn->stamp, peer(last), phase}; };
+    auto reached = [&] {
+        last = words_read<WORDS>(word, turn->stamp, value);
+        return last < 0;
+    };
+    return wait_until<FT>(l, turn, reached, late);
 }
 
 #endif
