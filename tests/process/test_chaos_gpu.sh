@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# `muster chaos gpu`: a short campaign, where there is a GPU; elsewhere it says why it cannot be done.
+# `muster chaos gpu`: a short campaign, where there is a GPU; elsewhere it says why it cannot be done. What follows the tool
+# and the folder of the tests are options of the campaign.
 set -u
 muster=$1
+shift 2
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 
-timeout -k 10 360 "$muster" chaos gpu --trials 8 >"$folder/out" 2>"$folder/err"
+timeout -k 10 360 "$muster" chaos gpu --trials 8 "$@" >"$folder/out" 2>"$folder/err"
 status=$?
 if [ "$status" = 3 ]; then
     grep -q 'muster chaos gpu: it cannot be done here: ' "$folder/err" || { echo "FAILED: no reason is given"; exit 1; }
