@@ -46,7 +46,7 @@ else
             MUSTER_PLAN=$plan one "$program" # few tokens go in words; once more as if there were more, and many
         done
     done
-    for script in "$here"/tests/process/test_*_gpu.sh; do
+    for script in "$here"/tests/process/test_*_gpu.sh "$here"/tests/process/test_examples.sh; do
         one "$script" "$build/muster" "$build/tests"
     done
 fi

@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# The examples beside the tool, as their comments say to run them: three ranks, of which two are killed one after the other.
+# Those that are left must have done good steps before, between and after.
+set -u
+. "$(dirname "$0")/checks.sh"
+export MUSTER_MULTIPROCESSORS=${MUSTER_MULTIPROCESSORS:-16} # ranks may share a GPU
+ran=0
+
+# await COUNT TEXT: until so many lines of the output say it; false if that takes more than a minute
+await() {
+    local tries
+    for tries in $(seq 600); do
+        [ "$(grep -cE -e "$2" "$folder/out")" -ge "$1" ] && return 0
+        kill -0 "$job" 2>/dev/null || return 1
+        sleep 0.1
+    done
+    return 1
+}
+
+# good RANKS: how many good steps the last rank had done when so many were here
+good() { grep -E "^\[2\] epoch [0-9]+: $1 ranks are here" "$folder/out" | tail -n 1 | sed -E 's/.* here, ([0-9]+) good.*/\1/'; }
+
+# survive PROGRAM [SETTING...]: false if it has nobody to kill
+survive() {
+    local program=$1
+    : >"$folder/out"
+    # shellcheck disable=SC2016
+    "$muster" run -n 3 sh -c 'echo $$ >"$0.$MUSTER_RANK"; exec "$1"' "$folder/pid" "$program" >"$folder/out" 2>"$folder/err" &
+    job=$!
+    if ! await 3 ': 3 ranks are here'; then
+        wait "$job"
+        return 1
+    fi
+    for victim in 0 1; do
+        sleep 1
+        kill -KILL "$(cat "$folder/pid.$victim")"
+        await $((2 - victim)) ": $((2 - victim)) ranks are here" || complain "no view without rank $victim"
+    done
+    sleep 1
+    kill -KILL "$(cat "$folder/pid.2")"
+    wait "$job"
+    [ "$(good 2)" -gt 0 ] || complain "no good step before the first kill"
+    [ "$(good 1)" -gt "$(good 2)" ] || complain "no good step after it"
+    says_not err 'wrong result|did not come home'
+    ran=1
+}
+
+here=$(dirname "$muster")
+if [ -x "$here/example_survive" ]; then
+    survive "$here/example_survive" || complain "example_survive did not start"
+fi
+if [ -x "$here/example_replay" ] && ! survive "$here/example_replay"; then
+    says err 'preparing the device: ' # there is no GPU
+    sed -n 's/^/skipped: example_replay: /;1p' "$folder/err"
+fi
+[ "$ran" = 1 ] || complain "no example ran"
+[ "$failed" = 0 ] && echo "examples: all good"
+exit "$failed"
