@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # The examples beside the tool, as their comments say to run them: three ranks, of which two are killed one after the other.
-# Those that are left must have done good steps before, between and after.
+# The last one must have done good steps before the first kill, and between the two.
 set -u
 . "$(dirname "$0")/checks.sh"
 export MUSTER_MULTIPROCESSORS=${MUSTER_MULTIPROCESSORS:-16} # ranks may share a GPU
@@ -21,12 +21,12 @@ await() {
 # good RANKS: how many good steps the last rank had done when so many were here
 good() { grep -E "^\[2\] epoch [0-9]+: $1 ranks are here" "$folder/out" | tail -n 1 | sed -E 's/.* here, ([0-9]+) good.*/\1/'; }
 
-# survive PROGRAM [SETTING...]: false if it has nobody to kill
+# survive PROGRAM: false if its ranks did not come together; it runs for ever, so all of it has a deadline
 survive() {
     local program=$1
     : >"$folder/out"
     # shellcheck disable=SC2016
-    "$muster" run -n 3 sh -c 'echo $$ >"$0.$MUSTER_RANK"; exec "$1"' "$folder/pid" "$program" >"$folder/out" 2>"$folder/err" &
+    timeout -k 5 120 "$muster" run -n 3 sh -c 'echo $$ >"$0.$MUSTER_RANK"; exec "$1"' "$folder/pid" "$program" >"$folder/out" 2>"$folder/err" &
     job=$!
     if ! await 3 ': 3 ranks are here'; then
         wait "$job"

@@ -8,10 +8,7 @@
 /* How this rank's tokens come home. */
 enum combine_kind { COMBINE_PLAIN, COMBINE_WORDS, COMBINE_QUANTISED, COMBINE_STREAMED, COMBINE_KINDS };
 
-/*
- * A kernel for each: what one does not need would take registers from the rest
- * (docs/performance.md).
- */
+/* A kernel for each: what one does not need would take registers from the rest (docs/performance.md). */
 template <bool FT_, enum combine_kind KIND_, enum exchange_type TYPE_, bool SUMS_> struct combine_facts {
     static constexpr bool FT = FT_; /* promise 10 */
     static constexpr enum combine_kind KIND = KIND_;

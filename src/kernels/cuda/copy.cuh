@@ -32,7 +32,7 @@ __device__ __forceinline__ void copy_as(void *to, const void *from, size_t bytes
 
 enum { COPY_PIECE = 16, COPY_PIECES = 4 /* that a thread of copy_wide() has under way */ };
 
-/* Pieces of 16 bytes that a thread has under way: of a row of `bytes`, from `at` on, every `step` bytes, as far as it goes. */
+/* Pieces of 16 bytes that a thread has under way: of a row of `bytes` (a multiple of that), from `at` on, every `step` bytes. */
 template <int PIECES>
 __device__ __forceinline__ void copy_load(const unsigned char *row, size_t bytes, size_t at, size_t step,
                                           uint4 (&piece)[PIECES])

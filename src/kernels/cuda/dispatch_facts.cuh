@@ -6,10 +6,7 @@
 /* How rows are sent. A kernel for each, so that few tokens do not pay for what many need. */
 enum dispatch_kind { DISPATCH_PUSHED, DISPATCH_WORDS, DISPATCH_STREAMED, DISPATCH_KINDS };
 
-/*
- * A kernel for each of these too: what one does not need would take registers from the rest
- * (docs/performance.md).
- */
+/* A kernel for each of these too: what one does not need would take registers from the rest (docs/performance.md). */
 template <bool FT_, enum dispatch_kind KIND_, bool EXPERT_MAJOR_, bool QUANTISED_>
 struct dispatch_facts {
     static constexpr bool FT = FT_; /* promise 10 */

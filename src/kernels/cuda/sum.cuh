@@ -132,6 +132,26 @@ __device__ __forceinline__ void sum_row(const struct sum_parts *parts, unsigned 
             sum_store<false>(to + at, sum_pieces<TYPE, false>(parts, at));
 }
 
+/* Adds the next parts, from `begin` on, to the totals of pieces that are `STEP` bytes apart; all loads are under way together. */
+template <enum exchange_type TYPE, int PIECES, size_t STEP>
+__device__ __forceinline__ void sum_flight(const struct sum_parts *parts, int begin, size_t first, size_t bytes,
+                                           float (&total)[PIECES][8])
+{
+    uint4 piece[PIECES][SUM_FLIGHT];
+#pragma unroll
+    for (int i = 0; i < SUM_FLIGHT; i++)
+#pragma unroll
+        for (int n = 0; n < PIECES; n++)
+            if (begin + i < parts->count && first + n * STEP < bytes)
+                piece[n][i] = sum_load<true>(parts->row[begin + i] + first + n * STEP);
+#pragma unroll
+    for (int i = 0; i < SUM_FLIGHT; i++)
+#pragma unroll
+        for (int n = 0; n < PIECES; n++)
+            if (begin + i < parts->count)
+                sum_add<TYPE>(total[n], piece[n][i], parts->weight[begin + i]);
+}
+
 /* By a warp that has nobody beside it to hide what loads take: each lane has two pieces under way, of up to four parts each. */
 template <enum exchange_type TYPE>
 __device__ __forceinline__ void sum_row_by_lanes(const struct sum_parts *parts, unsigned char *to, size_t bytes)
@@ -139,21 +159,8 @@ __device__ __forceinline__ void sum_row_by_lanes(const struct sum_parts *parts, 
     enum { PIECES = 2, STEP = 32 * SUM_PIECE };
     for (size_t first = (threadIdx.x & 31) * SUM_PIECE; first < bytes; first += PIECES * STEP) {
         float total[PIECES][8] = {};
-        for (int begin = 0; begin < parts->count; begin += SUM_FLIGHT) {
-            uint4 piece[PIECES][SUM_FLIGHT];
-#pragma unroll
-            for (int i = 0; i < SUM_FLIGHT; i++)
-#pragma unroll
-                for (int n = 0; n < PIECES; n++)
-                    if (begin + i < parts->count && first + n * STEP < bytes)
-                        piece[n][i] = sum_load<true>(parts->row[begin + i] + first + n * STEP);
-#pragma unroll
-            for (int i = 0; i < SUM_FLIGHT; i++)
-#pragma unroll
-                for (int n = 0; n < PIECES; n++)
-                    if (begin + i < parts->count)
-                        sum_add<TYPE>(total[n], piece[n][i], parts->weight[begin + i]);
-        }
+        for (int begin = 0; begin < parts->count; begin += SUM_FLIGHT)
+            sum_flight<TYPE, PIECES, STEP>(parts, begin, first, bytes, total);
 #pragma unroll
         for (int n = 0; n < PIECES; n++)
             if (first + n * STEP < bytes)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Where a GPU waits for a peer, all of it by wait_until(). A wait ends in one of three ways (X1): the flag is reached; the
+ * Where a GPU waits for a peer; what takes longer than a few polls is all in wait_until(). A wait ends in one of three ways (X1): the flag is reached; the
  * live epoch is no longer the step's, or the step became void elsewhere; the peer's deadline has passed or it is known not to
  * come.
  */
@@ -53,14 +53,20 @@ __device__ __forceinline__ struct wait_sight wait_see(const struct cuda_launch &
             *(const volatile uint32_t *)&l.exchange->exits};
 }
 
-/* X2: a peer has step_timeout to come to the step, and operation_timeout from when it was first seen inside it. */
+/*
+ * X2: a peer has step_timeout to come to the step, and operation_timeout from when it was first seen inside it. Who is looked at
+ * late, since others were waited for before, has no longer than both.
+ */
 __device__ inline bool wait_overdue(const struct wait_sight &now, struct wait_clock *clock, bool begun)
 {
+    uint64_t waited_ns = now.now_ns - clock->started_ns;
     if (!begun)
-        return now.now_ns - clock->started_ns > now.step_timeout_ns;
+        return waited_ns > now.step_timeout_ns;
     if (clock->begun_ns == 0)
         clock->begun_ns = now.now_ns;
-    return now.now_ns - clock->begun_ns > now.operation_timeout_ns;
+    if (now.now_ns - clock->begun_ns > now.operation_timeout_ns)
+        return true;
+    return waited_ns > now.step_timeout_ns && waited_ns - now.step_timeout_ns > now.operation_timeout_ns;
 }
 
 /*
