@@ -144,25 +144,34 @@ says err 'left out: 65536 tokens need [0-9]+'
 perf --tokens 65536 --hidden 65536 --experts 4096 --dtype fp32 --layout expert
 [ $? = 1 ] || complain "nothing can be measured, and the exit status says otherwise"
 
-# The same over NCCL, checked in the same way.
+# The same over NCCL, checked in the same way: its row is the last of each token count, after one of the library's, or two (in
+# place, and the caller's arrays).
 nccl() {
+    local each=2 last line before
+    case " $* " in
+    *--layout\ rank* | *--layout\ flat*) each=3 ;;
+    esac
     measure $quick --tokens 1,17,150 --hidden 1088 --topk 5 --experts 11 "$@"
     status=$?
     [ "$status" = 0 ] || complain "exit status $status: $*"
-    lines_are 6
-    for line in 2 4 6; do
+    lines_are $((3 * each))
+    for last in 1 2 3; do
+        line=$((last * each))
         is $line backend nccl
         is $line wrong 0
         is $line ft false
         is $line ratio 1.0
         is $line sms null
-        above $((line - 1)) ratio 0
+        for ((before = line - each + 1; before < line; before++)); do
+            is $before backend cuda
+            above $before ratio 0
+        done
         for key in dispatch_us combine_us pair_graph_us link_gbs link_fraction; do
             above $line $key 0
         done
         fraction $line
     done
-    above 6 exchange_mb 0 # of one token nothing may leave the first rank
+    above $line exchange_mb 0 # of one token nothing may leave the first rank
 }
 measure $quick --tokens 1 --hidden 128 --experts 8
 if grep -q 'no nccl: it cannot be loaded' "$folder/err"; then

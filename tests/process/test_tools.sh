@@ -31,6 +31,8 @@ info_environment() {
     says out '^  MUSTER_STEP_TIMEOUT_US .* default '
     MUSTER_NO_SUCH_THING=1 call 0 info
     says err 'unknown setting MUSTER_NO_SUCH_THING'
+    MUSTER_TEST_SECONDS=1 call 0 info
+    says_not err 'unknown setting'
     MUSTER_LEASE_US=5x call 0 info
     says out '^  MUSTER_LEASE_US +5000000 us +default \(refused\)'
     says err 'MUSTER_LEASE_US="5x" is not a number from'

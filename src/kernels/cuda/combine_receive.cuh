@@ -55,17 +55,26 @@ __device__ inline void find_routes(const struct cuda_launch &l, int32_t token, s
         owed->parts.weight[part] = l.own.token_weights[route];
         owed->from[part] = slot / l.shape.slots;
     }
-    if (lane == 0)
+    if (lane == 0) {
         owed->parts.count = __popc(all);
+        owed->parts.aligned = true;
+    }
 }
 
-/* Reduced: the ranks that own routes, in rank order; they have weighted. */
-__device__ inline void find_ranks(const struct cuda_launch &l, int32_t token, struct owed *owed)
+/* The ranks to which dispatch has sent a token. */
+__device__ __forceinline__ muster_mask ranks_of(const struct cuda_launch &l, int32_t token)
+{
+    return {l.own.token_ranks[2 * (size_t)token], l.own.token_ranks[2 * (size_t)token + 1]};
+}
+
+/* Reduced: those ranks, in rank order; they have weighted. */
+__device__ inline void find_ranks(const struct cuda_launch &l, int32_t token, const muster_mask &ranks,
+                                  struct owed *owed)
 {
     int32_t count = 0;
 #pragma unroll 1
     for (int begin = 0; begin < l.shape.ranks; begin += 32) {
-        uint64_t word = l.own.token_ranks[2 * (size_t)token + (size_t)(begin >> 6)];
+        uint64_t word = begin < 64 ? ranks.word[0] : ranks.word[1];
         unsigned all = (unsigned)(word >> (begin & 63)), lane = threadIdx.x & 31;
         if (all >> lane & 1) {
             int part = count + __popc(all & ((1u << lane) - 1));
@@ -75,19 +84,20 @@ __device__ inline void find_ranks(const struct cuda_launch &l, int32_t token, st
         }
         count += __popc(all);
     }
-    if ((threadIdx.x & 31) == 0)
+    if ((threadIdx.x & 31) == 0) {
         owed->parts.count = count;
+        owed->parts.aligned = true; /* rows at home are multiples of 16 bytes */
+    }
 }
 
 /* One warp. */
 template <typename Facts>
 __device__ inline void find_token(const struct cuda_launch &l, int32_t token, struct owed *owed)
 {
-    owed->parts.aligned = true; /* rows at home are multiples of 16 bytes */
     if (!Facts::SUMS && l.shape.exact)
         find_routes(l, token, owed);
     else
-        find_ranks(l, token, owed);
+        find_ranks(l, token, ranks_of(l, token), owed);
 }
 
 /* A warp waits for all that is owed to a token, a lane for each part. CALM: see wait_flags(). */
@@ -96,7 +106,7 @@ __device__ __forceinline__ bool await_owed(const struct cuda_launch &l, const st
                                            const struct owed *owed, int32_t token)
 {
     int lane = (int)threadIdx.x & 31, rank = lane < owed->parts.count ? owed->from[lane] : 0;
-    const uint64_t *flags = (const uint64_t *)region_at(turn, turn->rank, l.shape.arrived_flag);
+    const uint64_t *flags = (const uint64_t *)own_at(l, l.shape.arrived_flag);
     const uint64_t *flag = lane < owed->parts.count ? flags + row_at(l.shape, rank, token) : NULL;
     return wait_flags<FT, CALM>(l, turn, {flag, turn->stamp, rank, MUSTER_PHASE_COMBINE});
 }
@@ -107,7 +117,7 @@ template <bool FT> __device__ inline void await_combine_lines(const struct cuda_
     int rank = (int)threadIdx.x;
     if (rank >= turn->ranks || !turn_has(turn, rank))
         return;
-    const uint64_t *flag = &line_at(turn, turn->rank, l.shape.combine_line, rank)->flag;
+    const uint64_t *flag = &line_at(own_at(l, l.shape.combine_line), rank)->flag;
     wait_flag<FT>(l, turn, flag, rank, MUSTER_PHASE_COMBINE);
 }
 

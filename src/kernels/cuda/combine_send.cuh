@@ -42,11 +42,11 @@ __device__ __forceinline__ size_t received_row(const struct cuda_launch &l, int 
 }
 
 /* Rank-major and flat: the caller's row j for a source; in place if no tensor was given. */
-__device__ __forceinline__ const unsigned char *rank_row(const struct cuda_launch &l, const struct turn *turn,
+__device__ __forceinline__ const unsigned char *rank_row(const struct cuda_launch &l,
                                                          const struct combine_send_args &send, int rank, int32_t j)
 {
     if (!send.results.data)
-        return region_at(turn, turn->rank, l.shape.results) + received_row(l, rank, j) * l.shape.result_bytes;
+        return own_at(l, l.shape.results) + received_row(l, rank, j) * l.shape.result_bytes;
     if (l.shape.flat)
         return send.results.data + received_row(l, rank, j) * send.results.stride;
     return send.results.data + (size_t)rank * send.block_stride + (size_t)j * send.results.stride;
@@ -205,18 +205,25 @@ __device__ __forceinline__ void return_parts(const struct exchange_shape &shape,
 /* Every expert's row as it is, behind one another at home: pieces of several are under way together. */
 __device__ __forceinline__ void return_each(const struct returned_row *row, unsigned char *home, size_t bytes)
 {
+    int count = row->parts.count;
     for (size_t at = (size_t)threadIdx.x * SUM_PIECE; at < bytes; at += (size_t)blockDim.x * SUM_PIECE) {
 #pragma unroll 1
-        for (int begin = 0; begin < row->parts.count; begin += SUM_FLIGHT) {
+        for (int begin = 0; begin < count; begin += SUM_FLIGHT) {
+            const unsigned char *from[SUM_FLIGHT];
+            unsigned char *to[SUM_FLIGHT];
             uint4 piece[SUM_FLIGHT];
+            sum_rows(&row->parts, begin, count, from);
 #pragma unroll
             for (int i = 0; i < SUM_FLIGHT; i++)
-                if (begin + i < row->parts.count)
-                    piece[i] = stream_load(row->parts.row[begin + i] + at);
+                to[i] = begin + i < count ? home + (size_t)row->k[begin + i] * bytes + at : NULL;
 #pragma unroll
             for (int i = 0; i < SUM_FLIGHT; i++)
-                if (begin + i < row->parts.count)
-                    stream_store(home + (size_t)row->k[begin + i] * bytes + at, piece[i]);
+                if (begin + i < count)
+                    piece[i] = stream_load(from[i] + at);
+#pragma unroll
+            for (int i = 0; i < SUM_FLIGHT; i++)
+                if (begin + i < count)
+                    stream_store(to[i], piece[i]);
         }
     }
 }
@@ -233,7 +240,7 @@ __device__ inline void return_row(const struct cuda_launch &l, const struct turn
     if (Facts::SUMS)
         return_parts<Facts>(shape, &row->parts, sum);
     else if (!shape.expert_major)
-        return_one<Facts>(shape, rank_row(l, turn, send, rank, j), sum);
+        return_one<Facts>(shape, rank_row(l, send, rank, j), sum);
     else if (!Facts::QUANTISED && row->parts.aligned)
         return_each(row, home, bytes);
     else
@@ -250,7 +257,7 @@ __device__ inline void raise_combine_lines(const struct cuda_launch &l, const st
 {
     for (int rank = threadIdx.x; rank < turn->ranks; rank += blockDim.x)
         if (turn_has(turn, rank))
-            flag_raise(&line_at(turn, rank, l.shape.combine_line, turn->rank)->flag, turn->stamp);
+            flag_raise(&line_at(region_at(turn, rank, l.shape.combine_line), turn->rank)->flag, turn->stamp);
 }
 
 /* The block's next rows, when those before are returned. By all threads. */

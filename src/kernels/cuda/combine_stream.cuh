@@ -28,15 +28,14 @@ __device__ inline struct home_bound find_home(const struct cuda_launch &l, const
     int32_t rank = i % turn->ranks, j = i / turn->ranks;
     if (i >= all || j >= l.own.rows_from[rank])
         return row;
-    int32_t token =
-        ((const volatile int32_t *)region_at(turn, turn->rank, l.shape.row_token))[received_row(l, rank, j)];
+    int32_t token = ((const volatile int32_t *)own_at(l, l.shape.row_token))[received_row(l, rank, j)];
     row.good = token >= 0 && token < l.shape.tokens;
     if (!row.good) {
         turn_fail(l, MUSTER_REASON_VALUE, MUSTER_PHASE_COMBINE, rank, turn->epoch, (uint32_t)token);
         return row;
     }
     size_t place = row_at(l.shape, turn->rank, token);
-    row.from = rank_row(l, turn, send, rank, j);
+    row.from = rank_row(l, send, rank, j);
     row.to = region_at(turn, rank, l.shape.arrived) + place * l.shape.return_bytes;
     row.flag = post_flag(rank, place);
     return row;
@@ -106,21 +105,38 @@ __device__ inline void stream_send_block(const struct cuda_launch &l, const stru
     stream_rows_home(l, turn, send, &stage, &office, warp * blocks + block, l.plan.stages * blocks);
 }
 
+/* By a warp: waits for a token that these ranks owe something, and adds up. False: the step is void. */
+template <typename Facts>
+__device__ inline bool stream_token_home(const struct cuda_launch &l, const struct turn *turn,
+                                         const struct combine_receive_args &args, int32_t token,
+                                         const muster_mask &ranks, struct owed *owed)
+{
+    find_ranks(l, token, ranks, owed);
+    __syncwarp(); /* each lane may see all of it */
+    if (!await_owed<Facts::FT, true>(l, turn, owed, token))
+        return false;
+    sum_row_by_warp<Facts::TYPE>(&owed->parts, args.out + (size_t)token * l.shape.result_bytes, l.shape.result_bytes);
+    __syncwarp();
+    return true;
+}
+
+/* Each lane reads for another of the warp's next tokens what is owed to it, as in stream_rows_home(). */
 template <typename Facts>
 __device__ inline void stream_receive_block(const struct cuda_launch &l, const struct turn *turn,
                                             const struct combine_receive_args &args, int32_t tokens,
                                             unsigned char *shared, int block, int blocks)
 {
-    int32_t warp = (int32_t)threadIdx.x / 32, warps = (int32_t)blockDim.x / 32;
+    int32_t warp = (int32_t)threadIdx.x / 32, warps = (int32_t)blockDim.x / 32 * blocks;
+    int32_t lane = (int32_t)threadIdx.x & 31;
     struct owed *owed = (struct owed *)shared + warp;
-    for (int32_t token = warp * blocks + block; token < tokens; token += warps * blocks) {
-        find_token<Facts>(l, token, owed);
-        __syncwarp(); /* each lane may see all of it */
-        if (!await_owed<Facts::FT, true>(l, turn, owed, token))
-            return;
-        sum_row_by_warp<Facts::TYPE>(&owed->parts, args.out + (size_t)token * l.shape.result_bytes,
-                                     l.shape.result_bytes);
-        __syncwarp();
+    for (int32_t first = warp * blocks + block; first < tokens; first += 32 * warps) {
+        int32_t token = first + lane * warps;
+        muster_mask mine = token < tokens ? ranks_of(l, token) : muster_mask{};
+        for (int of = 0; of < 32 && first + of * warps < tokens; of++) {
+            muster_mask ranks = {__shfl_sync(~0u, mine.word[0], of), __shfl_sync(~0u, mine.word[1], of)};
+            if (!stream_token_home<Facts>(l, turn, args, first + of * warps, ranks, owed))
+                return;
+        }
     }
 }
 

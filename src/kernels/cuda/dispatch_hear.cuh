@@ -140,11 +140,11 @@ __device__ inline void write_loads(const struct cuda_launch &l, const struct tur
                                    int threads)
 {
     size_t slots = (size_t)l.shape.ranks * (size_t)l.shape.slots;
-    const volatile int32_t *told = (const volatile int32_t *)region_at(turn, turn->rank, l.shape.loads);
+    const volatile int32_t *told = (const volatile int32_t *)own_at(l, l.shape.loads);
     int seen = -1; /* the rank whose line this thread has read last */
     for (size_t i = (size_t)thread; i < slots * (size_t)turn->ranks; i += (size_t)threads) {
         int rank = (int)(i / slots);
-        const uint64_t *flag = &line_at(turn, turn->rank, l.shape.dispatch_line, rank)->flag;
+        const uint64_t *flag = &line_at(own_at(l, l.shape.dispatch_line), rank)->flag;
         bool has = turn_has(turn, rank);
         if (has && rank != seen && !wait_flag<FT>(l, turn, flag, rank, MUSTER_PHASE_DISPATCH))
             return;

@@ -79,7 +79,7 @@ __device__ inline void plan_tell(const struct cuda_launch &l, const struct turn 
         struct quotient at = divide(i, l.by.told_words);
         int rank = at.whole, word = at.rest;
         if (turn_has(turn, rank))
-            word_publish(told_words(l, turn, rank, turn->rank) + word,
+            word_publish(told_words(l, region_at(turn, rank, l.shape.told), turn->rank) + word,
                          plan_word<Facts>(l, turn, counts, plan, rank, word), turn->stamp);
     }
 }
@@ -99,7 +99,7 @@ __device__ inline void plan_tell_loads(const struct cuda_launch &l, const struct
     __syncthreads();
     for (int rank = threadIdx.x; rank < turn->ranks; rank += blockDim.x)
         if (turn_has(turn, rank))
-            flag_raise(&line_at(turn, rank, l.shape.dispatch_line, turn->rank)->flag, turn->stamp);
+            flag_raise(&line_at(region_at(turn, rank, l.shape.dispatch_line), turn->rank)->flag, turn->stamp);
 }
 
 /* X11: nobody is told anything. */

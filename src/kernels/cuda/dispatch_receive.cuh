@@ -24,7 +24,7 @@ template <bool FT>
 __device__ inline bool await_run(const struct cuda_launch &l, const struct turn *turn, const struct run *run)
 {
     int lane = threadIdx.x & 31;
-    const uint64_t *flags = (const uint64_t *)region_at(turn, turn->rank, l.shape.row_flag) + run->row;
+    const uint64_t *flags = (const uint64_t *)own_at(l, l.shape.row_flag) + run->row;
     bool come =
         wait_flags<FT, true>(l, turn,
                              {lane < run->count ? flags + lane : NULL, turn->stamp, run->rank, MUSTER_PHASE_DISPATCH});
@@ -46,8 +46,8 @@ __device__ inline bool take_routes(const struct cuda_launch &l, const struct tur
                                    const struct dispatch_receive_args &args, const struct run *run)
 {
     size_t first = run->row * (size_t)l.shape.topk, routes = (size_t)run->count * (size_t)l.shape.topk;
-    auto slots = (const volatile int32_t *)region_at(turn, turn->rank, l.shape.row_slot) + first;
-    auto weights = (const volatile float *)region_at(turn, turn->rank, l.shape.row_weight) + first;
+    auto slots = (const volatile int32_t *)own_at(l, l.shape.row_slot) + first;
+    auto weights = (const volatile float *)own_at(l, l.shape.row_weight) + first;
     bool good = true;
     for (size_t i = threadIdx.x & 31; i < routes; i += 32) {
         int32_t slot = slots[i];
@@ -66,7 +66,7 @@ __device__ inline bool take_sources(const struct cuda_launch &l, const struct tu
     int lane = threadIdx.x & 31;
     int32_t token = 0;
     if (lane < run->count)
-        token = ((const volatile int32_t *)region_at(turn, turn->rank, l.shape.row_token))[run->row + lane];
+        token = ((const volatile int32_t *)own_at(l, l.shape.row_token))[run->row + lane];
     if (!accept_ids(l, turn, run->rank, token >= 0 && token < l.shape.tokens))
         return false;
     if (args.source && lane < run->count)
@@ -74,14 +74,13 @@ __device__ inline bool take_sources(const struct cuda_launch &l, const struct tu
     return true;
 }
 
-__device__ inline void take_arrays(const struct cuda_launch &l, const struct turn *turn,
-                                   const struct dispatch_receive_args &args, const struct run *run,
-                                   struct bulk_stage *stage)
+__device__ inline void take_arrays(const struct cuda_launch &l, const struct dispatch_receive_args &args,
+                                   const struct run *run, struct bulk_stage *stage)
 {
     int lane = threadIdx.x & 31;
     for (int a = 0; a < l.shape.arrays; a++) {
         size_t at = run->row * l.shape.array[a].row_bytes, bytes = (size_t)run->count * l.shape.array[a].row_bytes;
-        const unsigned char *from = region_at(turn, turn->rank, l.shape.array[a].offset) + at;
+        const unsigned char *from = own_at(l, l.shape.array[a].offset) + at;
         if (!args.output[a])
             continue;
         if (worth_bulk(args.output[a] + at, bytes) && bulk_can(copy_bits(from)))
@@ -107,7 +106,7 @@ __device__ inline void receive_runs(const struct cuda_launch &l, const struct tu
         run.row = (size_t)(l.shape.flat ? r->before[rank] : rank * l.shape.tokens) + (size_t)j;
         if (!await_run<FT>(l, turn, &run) || !take_routes(l, turn, args, &run) || !take_sources(l, turn, args, &run))
             return;
-        take_arrays(l, turn, args, &run, stage);
+        take_arrays(l, args, &run, stage);
     }
 }
 
@@ -132,8 +131,8 @@ __device__ inline void receive_block(const struct cuda_launch &l, const struct t
     }
     __syncthreads();
     if (WORDS && beside < 0)
-        come = words_unit_expect(l, turn, words_unit_at(l, turn, block), &r.heard,
-                                 blockDim.x / 32 - (uint32_t)l.plan.stages, value);
+        come = words_unit_expect(l, turn, words_unit_at(l, block), &r.heard, blockDim.x / 32 - (uint32_t)l.plan.stages,
+                                 value);
     if (!hear_all<Facts>(l, turn, &r, WORDS ? beside : (int)threadIdx.x, (int)blockDim.x - (WORDS ? rows_threads : 0)))
         return;
     if (beside >= 0) {
@@ -147,7 +146,7 @@ __device__ inline void receive_block(const struct cuda_launch &l, const struct t
     bool good = true;
     if (WORDS)
         good = receive_in_words<FT>(l, turn, args, &r, block, blocks, come, value);
-    else if (r.end_in_words > 0)
+    else if (Facts::EXPERT_MAJOR && r.end_in_words > 0)
         good = receive_in_words_too<FT>(l, turn, args, &r, block, blocks);
     if (good && Facts::EXPERT_MAJOR)
         receive_rows<FT>(l, turn, args, &r, block, blocks, &stage);

@@ -31,21 +31,21 @@ __device__ inline bool await_row(const struct cuda_launch &l, const struct turn 
 {
     const uint64_t *flag = NULL;
     if ((threadIdx.x & 31) == 0)
-        flag = (const uint64_t *)region_at(turn, turn->rank, l.shape.row_flag) + row;
+        flag = (const uint64_t *)own_at(l, l.shape.row_flag) + row;
     return wait_flags<FT, false>(l, turn, {flag, turn->stamp, rank, MUSTER_PHASE_DISPATCH});
 }
 
 /* Reads what came with it. */
-__device__ inline struct arrived_row read_row(const struct cuda_launch &l, const struct turn *turn, size_t row)
+__device__ inline struct arrived_row read_row(const struct cuda_launch &l, size_t row)
 {
     const struct exchange_shape &shape = l.shape;
     int lane = threadIdx.x & 31;
     size_t route = row * (size_t)shape.topk + (size_t)lane;
     bool has = lane < shape.topk;
     struct arrived_row in = {row, 0, -1, 0};
-    in.token = ((const volatile int32_t *)region_at(turn, turn->rank, shape.row_token))[row];
-    in.slot = has ? ((const volatile int32_t *)region_at(turn, turn->rank, shape.row_slot))[route] : -1;
-    in.index = has ? ((const volatile int32_t *)region_at(turn, turn->rank, shape.row_index))[route] : 0;
+    in.token = ((const volatile int32_t *)own_at(l, shape.row_token))[row];
+    in.slot = has ? ((const volatile int32_t *)own_at(l, shape.row_slot))[route] : -1;
+    in.index = has ? ((const volatile int32_t *)own_at(l, shape.row_index))[route] : 0;
     return in;
 }
 
@@ -85,13 +85,13 @@ __device__ __forceinline__ bool begins_early(const struct cuda_launch &l, const 
  * A row's arrays from `first` on to row `out` of the output, for each lane with a route. Returns the stage's phase. Not inlined:
  * of most rows there is only one array, which comes early, and others would take registers from that.
  */
-static __device__ __noinline__ uint32_t fan_out_arrays(const struct cuda_launch &l, const struct turn *turn,
+static __device__ __noinline__ uint32_t fan_out_arrays(const struct cuda_launch &l,
                                                        const struct dispatch_receive_args &args, int first, size_t row,
                                                        bool routed, size_t out, struct bulk_stage stage)
 {
     for (int a = first; a < l.shape.arrays; a++) {
         size_t bytes = l.shape.array[a].row_bytes;
-        const unsigned char *from = region_at(turn, turn->rank, l.shape.array[a].offset) + row * bytes;
+        const unsigned char *from = own_at(l, l.shape.array[a].offset) + row * bytes;
         unsigned char *to = routed ? args.output[a] + out * bytes : NULL;
         if (!args.output[a])
             continue;
@@ -107,10 +107,9 @@ static __device__ __noinline__ uint32_t fan_out_arrays(const struct cuda_launch 
  * A row to a row of the output for each lane with a route; `begun`: the first array is on its way into the stage. What row the
  * lane's route has, combine must know too.
  */
-__device__ __forceinline__ void fan_out_row(const struct cuda_launch &l, const struct turn *turn,
-                                            const struct dispatch_receive_args &args, const struct receiving *r,
-                                            int rank, const struct arrived_row *in, bool begun,
-                                            struct bulk_stage *stage)
+__device__ __forceinline__ void fan_out_row(const struct cuda_launch &l, const struct dispatch_receive_args &args,
+                                            const struct receiving *r, int rank, const struct arrived_row *in,
+                                            bool begun, struct bulk_stage *stage)
 {
     int lane = threadIdx.x & 31;
     bool routed = in->slot >= 0;
@@ -121,12 +120,11 @@ __device__ __forceinline__ void fan_out_row(const struct cuda_launch &l, const s
         bulk_store(stage, routed ? args.output[0] + row * bytes : NULL, (uint32_t)bytes);
     }
     if (!begun || l.shape.arrays > 1)
-        stage->phase = fan_out_arrays(l, turn, args, begun, in->row, routed, row, *stage);
+        stage->phase = fan_out_arrays(l, args, begun, in->row, routed, row, *stage);
     if (routed && args.source)
         write_source(args.source, row, rank, in->token);
     if (routed)
-        ((int32_t *)region_at(turn, turn->rank, l.shape.row_index))[in->row * (size_t)l.shape.topk + (size_t)lane] =
-            index;
+        ((int32_t *)own_at(l, l.shape.row_index))[in->row * (size_t)l.shape.topk + (size_t)lane] = index;
 }
 
 /* One row. What lies beside it is read while the row itself is being loaded. False: the step is void. */
@@ -142,12 +140,12 @@ __device__ __forceinline__ bool receive_row(const struct cuda_launch &l, const s
     bulk_see();
     if (early) {
         bulk_reuse();
-        bulk_load(stage, region_at(turn, turn->rank, l.shape.array[0].offset) + row * bytes, (uint32_t)bytes);
+        bulk_load(stage, own_at(l, l.shape.array[0].offset) + row * bytes, (uint32_t)bytes);
     }
-    struct arrived_row in = read_row(l, turn, row);
+    struct arrived_row in = read_row(l, row);
     bool good = accept_row(l, turn, r, rank, &in);
     if (good)
-        fan_out_row(l, turn, args, r, rank, &in, early, stage);
+        fan_out_row(l, args, r, rank, &in, early, stage);
     else if (early)
         bulk_wait(stage);
     return good;

@@ -69,18 +69,17 @@ __device__ inline bool words_take_array(const struct cuda_launch &l, const struc
 }
 
 /* What is known of the row in `in`, to where combine looks for it, and to the caller. Lanes are routes. */
-__device__ inline void keep_row(const struct cuda_launch &l, const struct turn *turn,
-                                const struct dispatch_receive_args &args, const struct arrived_row *in, int rank,
-                                float weight, int32_t index, size_t out)
+__device__ inline void keep_row(const struct cuda_launch &l, const struct dispatch_receive_args &args,
+                                const struct arrived_row *in, int rank, float weight, int32_t index, size_t out)
 {
     int lane = threadIdx.x & 31;
     size_t route = in->row * (size_t)l.shape.topk + (size_t)lane;
     if (lane == 0)
-        ((int32_t *)region_at(turn, turn->rank, l.shape.row_token))[in->row] = in->token;
+        ((int32_t *)own_at(l, l.shape.row_token))[in->row] = in->token;
     if (lane < l.shape.topk) {
-        ((int32_t *)region_at(turn, turn->rank, l.shape.row_slot))[route] = in->slot;
-        ((int32_t *)region_at(turn, turn->rank, l.shape.row_index))[route] = index;
-        ((float *)region_at(turn, turn->rank, l.shape.row_weight))[route] = weight;
+        ((int32_t *)own_at(l, l.shape.row_slot))[route] = in->slot;
+        ((int32_t *)own_at(l, l.shape.row_index))[route] = index;
+        ((float *)own_at(l, l.shape.row_weight))[route] = weight;
     }
     if (in->slot >= 0 && args.source)
         write_source(args.source, out, rank, in->token);
@@ -95,15 +94,14 @@ struct words_unit {
 };
 
 /* By the warps that receive rows; the last one takes what lies beside the first part. */
-__device__ __forceinline__ struct words_unit words_unit_at(const struct cuda_launch &l, const struct turn *turn,
-                                                           int32_t unit)
+__device__ __forceinline__ struct words_unit words_unit_at(const struct cuda_launch &l, int32_t unit)
 {
     const struct cuda_cut &cut = l.plan.receive_cut;
     struct quotient at = divide(words_row_of(cut, unit), l.by.ranks);
     struct words_share share = words_share(cut, (int32_t)(l.shape.array[0].row_bytes / 16), unit);
     struct words_unit u = {at.rest, at.whole, share.begin + (int32_t)threadIdx.x, 32 * l.plan.stages, share.end};
     u.beside = words_part_of(cut, unit) == 0 && (int32_t)threadIdx.x / 32 == l.plan.stages - 1;
-    u.words = words_row(l, turn, turn->rank, u.rank, u.token);
+    u.words = words_row(l, own_at(l, l.shape.word_rows), u.rank, u.token);
     return u;
 }
 
@@ -162,7 +160,7 @@ __device__ inline bool receive_beside(const struct cuda_launch &l, const struct 
                                       const struct dispatch_receive_args &args, const struct exchange_word *words,
                                       const struct arrived_row *in, int rank, float weight, int32_t index, size_t out)
 {
-    keep_row(l, turn, args, in, rank, weight, index, out);
+    keep_row(l, args, in, rank, weight, index, out);
     for (int array = 1; array < l.shape.arrays; array++)
         if (!words_take_array<FT>(l, turn, words, array, rank, words_wanted(l, args, array, in->slot >= 0, out)))
             return false;
@@ -214,7 +212,7 @@ __device__ __forceinline__ bool receive_in_words(const struct cuda_launch &l, co
 {
     int32_t all = r->end_in_words * turn->ranks << l.plan.receive_cut.log2_parts;
     for (int32_t unit = block; unit < all; unit += blocks) {
-        struct words_unit u = words_unit_at(l, turn, unit);
+        struct words_unit u = words_unit_at(l, unit);
         if (!(r->tokens[u.rank] >> u.token & 1))
             continue;
         if (!words_unit_receive<FT>(l, turn, args, r, u, come && unit == block, value))

@@ -192,8 +192,9 @@ __device__ inline void words_send(const struct cuda_launch &l, const struct turn
     for (int32_t n = threadIdx.x; n < end - begin; n += blockDim.x) {
         uint64_t value = words_load(from + n * a.word_bytes, a.word_bytes);
         for (int i = 0; i < token->destinations; i++)
-            word_publish(words_row(l, turn, token->rank[i], turn->rank, t) + a.first_word + begin + n, value,
-                         turn->stamp);
+            word_publish(words_row(l, region_at(turn, token->rank[i], l.shape.word_rows), turn->rank, t) +
+                             a.first_word + begin + n,
+                         value, turn->stamp);
     }
 }
 
@@ -206,7 +207,7 @@ __device__ inline void words_send_routes(const struct cuda_launch &l, const stru
          n += (int32_t)blockDim.x) {
         int32_t i = n / topk, k = n % topk, rank = token->rank[i], slot = token->slot[k] - rank * l.shape.slots;
         bool here = token->slot[k] >= 0 && slot >= 0 && slot < l.shape.slots;
-        struct exchange_word *route = words_row(l, turn, rank, turn->rank, t) + 2 * k;
+        struct exchange_word *route = words_row(l, region_at(turn, rank, l.shape.word_rows), turn->rank, t) + 2 * k;
         word_publish(route, here ? (uint64_t)token->index[k] << 32 | (uint32_t)slot : (uint64_t)(uint32_t)-1,
                      turn->stamp);
         word_publish(route + 1, here ? __float_as_uint(token->weight[k]) : 0, turn->stamp);

@@ -65,11 +65,11 @@ __device__ inline void return_quantised(const struct exchange_shape &shape, unsi
 template <enum exchange_type TYPE>
 __device__ inline void return_sum(const struct exchange_shape &shape, const struct sum_parts *parts, unsigned char *to)
 {
-    return_quantised<TYPE>(shape, to, [&](size_t at, float *value) {
+    return_quantised<TYPE>(shape, to, [&](size_t at, float(&value)[8]) {
         if (parts->aligned)
-            sum_totals<TYPE, true>(parts, at, value);
+            sum_totals<TYPE, true, 1, SUM_PIECE>(parts, at, at + SUM_PIECE, &value);
         else
-            sum_totals<TYPE, false>(parts, at, value);
+            sum_totals<TYPE, false, 1, SUM_PIECE>(parts, at, at + SUM_PIECE, &value);
     });
 }
 
@@ -78,7 +78,7 @@ template <enum exchange_type TYPE>
 __device__ inline void return_copy(const struct exchange_shape &shape, const unsigned char *from, unsigned char *to)
 {
     bool aligned = copy_width(copy_bits(from)) == 16;
-    return_quantised<TYPE>(shape, to, [&](size_t at, float *value) {
+    return_quantised<TYPE>(shape, to, [&](size_t at, float(&value)[8]) {
         return_values<TYPE>(aligned ? sum_load<true>(from + at) : sum_load<false>(from + at), value);
     });
 }
@@ -123,16 +123,19 @@ __device__ __forceinline__ void return_add(float total[8], const struct return_c
 template <enum exchange_type TYPE>
 __device__ inline uint4 return_pieces(const struct exchange_shape &shape, const struct sum_parts *parts, size_t n)
 {
-    float total[8] = {0, 0, 0, 0, 0, 0, 0, 0};
-    for (int begin = 0; begin < parts->count; begin += SUM_FLIGHT) {
+    float total[8] = {};
+    int count = parts->count;
+    for (int begin = 0; begin < count; begin += SUM_FLIGHT) {
+        const unsigned char *row[SUM_FLIGHT];
         struct return_codes in[SUM_FLIGHT];
+        sum_rows(parts, begin, count, row);
 #pragma unroll
         for (int i = 0; i < SUM_FLIGHT; i++)
-            if (begin + i < parts->count)
-                in[i] = return_load<TYPE>(shape, parts->row[begin + i], n);
+            if (begin + i < count)
+                in[i] = return_load<TYPE>(shape, row[i], n);
 #pragma unroll
         for (int i = 0; i < SUM_FLIGHT; i++)
-            if (begin + i < parts->count)
+            if (begin + i < count)
                 return_add<TYPE>(total, in[i], parts->weight[begin + i]);
     }
     return sum_round<TYPE>(total);

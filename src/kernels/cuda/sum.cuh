@@ -90,33 +90,62 @@ template <enum exchange_type TYPE> __device__ __forceinline__ uint4 sum_round(co
 }
 
 /*
- * Adds the pieces at `at` of all parts to `total`. No branch lies between loads that are under way together. Of parts that
- * are not aligned there is one at a time: little code, that takes no registers from the other.
+ * Where the next parts lie, from `begin` on, of so many; NULL: there are no more. To be asked before any of them is loaded:
+ * behind a load the compiler reads shared memory again, and the loads would wait for one another.
  */
-template <enum exchange_type TYPE, bool ALIGNED>
-__device__ __forceinline__ void sum_totals(const struct sum_parts *parts, size_t at, float total[8])
+template <int FLIGHT>
+__device__ __forceinline__ void sum_rows(const struct sum_parts *parts, int begin, int count,
+                                         const unsigned char *(&row)[FLIGHT])
+{
+#pragma unroll
+    for (int i = 0; i < FLIGHT; i++)
+        row[i] = begin + i < count ? parts->row[begin + i] : NULL;
+}
+
+/*
+ * Adds the next parts, from `begin` on, to the totals of pieces that are `STEP` bytes apart, as far as those are before `bytes`.
+ * No branch lies between loads that are under way together. Of parts that are not aligned there is one at a time: little code,
+ * that takes no registers from the other.
+ */
+template <enum exchange_type TYPE, bool ALIGNED, int PIECES, size_t STEP>
+__device__ __forceinline__ void sum_flight(const struct sum_parts *parts, int begin, int count, size_t first,
+                                           size_t bytes, float (*total)[8])
 {
     enum { FLIGHT = ALIGNED ? SUM_FLIGHT : 1 };
+    const unsigned char *row[FLIGHT];
+    uint4 piece[PIECES][FLIGHT];
+    sum_rows(parts, begin, count, row);
+#pragma unroll
+    for (int i = 0; i < FLIGHT; i++)
+#pragma unroll
+        for (int n = 0; n < PIECES; n++)
+            if (begin + i < count && first + n * STEP < bytes)
+                piece[n][i] = sum_load<ALIGNED>(row[i] + first + n * STEP);
+#pragma unroll
+    for (int i = 0; i < FLIGHT; i++)
+#pragma unroll
+        for (int n = 0; n < PIECES; n++)
+            if (begin + i < count)
+                sum_add<TYPE>(total[n], piece[n][i], parts->weight[begin + i]);
+}
+
+/* Adds the pieces of all parts. */
+template <enum exchange_type TYPE, bool ALIGNED, int PIECES, size_t STEP>
+__device__ __forceinline__ void sum_totals(const struct sum_parts *parts, size_t first, size_t bytes, float (*total)[8])
+{
+    enum { FLIGHT = ALIGNED ? SUM_FLIGHT : 1 };
+    int count = parts->count;
 #pragma unroll 1
-    for (int begin = 0; begin < parts->count; begin += FLIGHT) {
-        uint4 piece[FLIGHT];
-#pragma unroll
-        for (int i = 0; i < FLIGHT; i++)
-            if (begin + i < parts->count)
-                piece[i] = sum_load<ALIGNED>(parts->row[begin + i] + at);
-#pragma unroll
-        for (int i = 0; i < FLIGHT; i++)
-            if (begin + i < parts->count)
-                sum_add<TYPE>(total, piece[i], parts->weight[begin + i]);
-    }
+    for (int begin = 0; begin < count; begin += FLIGHT)
+        sum_flight<TYPE, ALIGNED, PIECES, STEP>(parts, begin, count, first, bytes, total);
 }
 
 /* The sum of the pieces at `at` of all parts. */
 template <enum exchange_type TYPE, bool ALIGNED>
 __device__ __forceinline__ uint4 sum_pieces(const struct sum_parts *parts, size_t at)
 {
-    float total[8] = {0, 0, 0, 0, 0, 0, 0, 0};
-    sum_totals<TYPE, ALIGNED>(parts, at, total);
+    float total[8] = {};
+    sum_totals<TYPE, ALIGNED, 1, SUM_PIECE>(parts, at, at + SUM_PIECE, &total);
     return sum_round<TYPE>(total);
 }
 
@@ -132,26 +161,6 @@ __device__ __forceinline__ void sum_row(const struct sum_parts *parts, unsigned 
             sum_store<false>(to + at, sum_pieces<TYPE, false>(parts, at));
 }
 
-/* Adds the next parts, from `begin` on, to the totals of pieces that are `STEP` bytes apart; all loads are under way together. */
-template <enum exchange_type TYPE, int PIECES, size_t STEP>
-__device__ __forceinline__ void sum_flight(const struct sum_parts *parts, int begin, size_t first, size_t bytes,
-                                           float (&total)[PIECES][8])
-{
-    uint4 piece[PIECES][SUM_FLIGHT];
-#pragma unroll
-    for (int i = 0; i < SUM_FLIGHT; i++)
-#pragma unroll
-        for (int n = 0; n < PIECES; n++)
-            if (begin + i < parts->count && first + n * STEP < bytes)
-                piece[n][i] = sum_load<true>(parts->row[begin + i] + first + n * STEP);
-#pragma unroll
-    for (int i = 0; i < SUM_FLIGHT; i++)
-#pragma unroll
-        for (int n = 0; n < PIECES; n++)
-            if (begin + i < parts->count)
-                sum_add<TYPE>(total[n], piece[n][i], parts->weight[begin + i]);
-}
-
 /* By a warp that has nobody beside it to hide what loads take: each lane has two pieces under way, of up to four parts each. */
 template <enum exchange_type TYPE>
 __device__ __forceinline__ void sum_row_by_lanes(const struct sum_parts *parts, unsigned char *to, size_t bytes)
@@ -159,8 +168,7 @@ __device__ __forceinline__ void sum_row_by_lanes(const struct sum_parts *parts, 
     enum { PIECES = 2, STEP = 32 * SUM_PIECE };
     for (size_t first = (threadIdx.x & 31) * SUM_PIECE; first < bytes; first += PIECES * STEP) {
         float total[PIECES][8] = {};
-        for (int begin = 0; begin < parts->count; begin += SUM_FLIGHT)
-            sum_flight<TYPE, PIECES, STEP>(parts, begin, first, bytes, total);
+        sum_totals<TYPE, true, PIECES, STEP>(parts, first, bytes, total);
 #pragma unroll
         for (int n = 0; n < PIECES; n++)
             if (first + n * STEP < bytes)

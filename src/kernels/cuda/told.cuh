@@ -10,11 +10,10 @@
 #include "kernels/cuda/region.cuh"
 #include "kernels/cuda/wait.cuh"
 
-/* What rank `from` tells, in the region of `rank`. */
-__device__ __forceinline__ struct exchange_word *told_words(const struct cuda_launch &l, const struct turn *turn,
-                                                            int rank, int from)
+/* What rank `from` tells, in the array of words that begins at `told`. */
+__device__ __forceinline__ struct exchange_word *told_words(const struct cuda_launch &l, unsigned char *told, int from)
 {
-    return (struct exchange_word *)region_at(turn, rank, l.shape.told) + from * l.shape.told_words;
+    return (struct exchange_word *)told + from * l.shape.told_words;
 }
 
 /* Counts `first` and `first` + 1 of so many. */
@@ -71,7 +70,8 @@ __device__ __forceinline__ bool told_await(const struct cuda_launch &l, const st
         int rank = at.whole, word = at.rest;
         struct exchange_word told = {0, turn->stamp};
         if (turn_has(turn, rank))
-            told = wait_word<FT>(l, turn, told_words(l, turn, turn->rank, rank) + word, rank, MUSTER_PHASE_DISPATCH);
+            told = wait_word<FT>(l, turn, told_words(l, own_at(l, l.shape.told), rank) + word, rank,
+                                 MUSTER_PHASE_DISPATCH);
         good =
             told.stamp >= turn->stamp && told_accept(l, turn, rank, word, told.value) && visit(rank, word, told.value);
     }

@@ -31,7 +31,6 @@ struct turn {
     /* As they were when the kernel before was over; they stay so until all blocks have left, but for this kernel's own doing. */
     struct cuda_view view;
     struct cuda_step step;
-    unsigned char *const *peers; /* [ranks] in the view */
     int32_t rank, ranks;
     uint32_t epoch;
     uint32_t live; /* this block takes part */

@@ -130,7 +130,6 @@ __device__ inline void turn_copy_view(const struct cuda_launch &l, struct turn *
               offsetof(struct cuda_view, peers) + (size_t)l.shape.ranks * sizeof(void *));
     __syncwarp();
     if (threadIdx.x == 0) {
-        turn->peers = turn->view.peers;
         turn->rank = turn->view.rank;
         turn->ranks = turn->view.ranks;
     }

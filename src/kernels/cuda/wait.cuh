@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Where a GPU waits for a peer; what takes longer than a few polls is all in wait_until(). A wait ends in one of three ways (X1): the flag is reached; the
- * live epoch is no longer the step's, or the step became void elsewhere; the peer's deadline has passed or it is known not to
- * come.
+ * Where a GPU waits for a peer; what takes longer than a few polls is all in wait_until(). A wait ends in one of three ways
+ * (X1): the flag is reached; the live epoch is no longer the step's, or the step became void elsewhere; the peer's deadline
+ * has passed or it is known not to come.
  */
 #ifndef CUDA_WAIT_CUH
 #define CUDA_WAIT_CUH
@@ -20,10 +20,10 @@ struct wait {
 /* Most operations that go well take less than WAIT_LONG_NS, so no thread of theirs waits for the host's bus. */
 enum { WAIT_POLLS_PER_LOOK = 64, WAIT_LONG_NS = 200000 };
 
-__device__ __forceinline__ const uint64_t *wait_step_word(const struct turn *turn, int peer)
+__device__ __forceinline__ const uint64_t *wait_step_word(const struct cuda_launch &l, int peer)
 {
     /* struct region_header: a cache line for each rank, at the beginning of the region. */
-    return (const uint64_t *)(turn->peers[turn->rank] + (size_t)peer * 64);
+    return (const uint64_t *)(l.own.base + (size_t)peer * 64);
 }
 
 /* How far a wait has come: when it began, whom it is for now, and when that peer was first seen inside the step. */
@@ -41,13 +41,13 @@ struct wait_sight {
 };
 
 /* All loads are under way at once, so that a flag that comes meanwhile is seen hardly later. */
-__device__ __forceinline__ struct wait_sight wait_see(const struct cuda_launch &l, const struct turn *turn, int peer)
+__device__ __forceinline__ struct wait_sight wait_see(const struct cuda_launch &l, int peer)
 {
     const struct cuda_control *c = l.control;
     return {clock_ns(),
             word_look(&c->failure),
             word_look(&c->gate),
-            word_look(wait_step_word(turn, peer)),
+            word_look(wait_step_word(l, peer)),
             word_look(&c->step_timeout_ns),
             word_look(&c->operation_timeout_ns),
             *(const volatile uint32_t *)&l.exchange->exits};
@@ -96,7 +96,7 @@ __device__ inline bool wait_epoch_lives(const struct cuda_launch &l, const struc
 __device__ __forceinline__ bool wait_look(const struct cuda_launch &l, const struct turn *turn, const struct wait &w,
                                           struct wait_clock *clock)
 {
-    struct wait_sight now = wait_see(l, turn, w.peer);
+    struct wait_sight now = wait_see(l, w.peer);
     if (clock->started_ns == 0)
         clock->started_ns = now.now_ns;
     if (clock->peer != w.peer) /* X2: the deadline belongs to the peer */
@@ -116,7 +116,7 @@ __device__ __forceinline__ bool wait_look(const struct cuda_launch &l, const str
     if (now.word <= begun && !overdue)
         return true;
     /* X3: the flag was raised before the word was stored, if it ever will be; and this thread may itself be late. */
-    bool refused = flag_read(wait_step_word(turn, w.peer)) > begun;
+    bool refused = flag_read(wait_step_word(l, w.peer)) > begun;
     if (flag_read(w.flag) >= w.stamp)
         return true;
     if (!refused)

@@ -41,12 +41,12 @@ __device__ __forceinline__ struct words_share words_share(const struct cuda_cut 
     return {begin < count ? begin : count, end < count ? end : count};
 }
 
-/* The words of the row of a token of rank `from`, in the region of `rank`: see exchange_shape.word_rows. */
-__device__ __forceinline__ struct exchange_word *words_row(const struct cuda_launch &l, const struct turn *turn,
-                                                           int rank, int from, int32_t token)
+/* The words of the row of a token of rank `from`, in the array that begins at `rows`: see exchange_shape.word_rows. */
+__device__ __forceinline__ struct exchange_word *words_row(const struct cuda_launch &l, unsigned char *rows, int from,
+                                                           int32_t token)
 {
     size_t row = (size_t)from * (size_t)l.shape.word_tokens + (size_t)token;
-    return (struct exchange_word *)region_at(turn, rank, l.shape.word_rows) + row * (size_t)l.shape.word_row_words;
+    return (struct exchange_word *)rows + row * (size_t)l.shape.word_row_words;
 }
 
 /* Row `row` of the results in words, in a region that begins at `base`. */
@@ -86,15 +86,20 @@ __device__ __forceinline__ uint4 words_piece(uint64_t low, uint64_t high)
 template <int WORDS, typename Word>
 __device__ __forceinline__ int words_read(Word word, uint64_t stamp, uint64_t (&value)[WORDS])
 {
+    const struct exchange_word
+        *at[WORDS]; /* all of them first: a read has the compiler look again into shared memory */
     struct exchange_word read[WORDS];
     int late = -1;
 #pragma unroll
     for (int i = 0; i < WORDS; i++)
-        if (word(i))
-            read[i] = word_read(word(i));
+        at[i] = word(i);
 #pragma unroll
     for (int i = 0; i < WORDS; i++)
-        if (word(i)) {
+        if (at[i])
+            read[i] = word_read(at[i]);
+#pragma unroll
+    for (int i = 0; i < WORDS; i++)
+        if (at[i]) {
             value[i] = read[i].value;
             late = read[i].stamp < stamp ? i : late;
         }
