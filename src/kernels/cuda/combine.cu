@@ -149,8 +149,8 @@ static void plan_many(const struct exchange_shape *shape, int32_t shared_bytes, 
     plan->stage_bytes = plan_stage_bytes(shape->return_bytes);
     plan->stages = plan_least(shared_bytes / plan->stage_bytes, plan->threads / 32 - 1); /* and the postman */
     plan->shared_bytes = plan->stages * plan->stage_bytes;
-    int32_t parts_bytes = plan->threads / 32 * (int32_t)sizeof(struct owed);
-    plan->shared_bytes = plan->shared_bytes > parts_bytes ? plan->shared_bytes : parts_bytes;
+    int32_t awaited_bytes = plan->threads / 32 * (int32_t)sizeof(struct awaited);
+    plan->shared_bytes = plan->shared_bytes > awaited_bytes ? plan->shared_bytes : awaited_bytes;
 }
 
 /*

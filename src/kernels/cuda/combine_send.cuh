@@ -209,21 +209,15 @@ __device__ __forceinline__ void return_each(const struct returned_row *row, unsi
     for (size_t at = (size_t)threadIdx.x * SUM_PIECE; at < bytes; at += (size_t)blockDim.x * SUM_PIECE) {
 #pragma unroll 1
         for (int begin = 0; begin < count; begin += SUM_FLIGHT) {
-            const unsigned char *from[SUM_FLIGHT];
-            unsigned char *to[SUM_FLIGHT];
             uint4 piece[SUM_FLIGHT];
-            sum_rows(&row->parts, begin, count, from);
-#pragma unroll
-            for (int i = 0; i < SUM_FLIGHT; i++)
-                to[i] = begin + i < count ? home + (size_t)row->k[begin + i] * bytes + at : NULL;
 #pragma unroll
             for (int i = 0; i < SUM_FLIGHT; i++)
                 if (begin + i < count)
-                    piece[i] = stream_load(from[i] + at);
+                    piece[i] = stream_load(row->parts.row[begin + i] + at);
 #pragma unroll
             for (int i = 0; i < SUM_FLIGHT; i++)
                 if (begin + i < count)
-                    stream_store(to[i], piece[i]);
+                    stream_store(home + (size_t)row->k[begin + i] * bytes + at, piece[i]);
         }
     }
 }

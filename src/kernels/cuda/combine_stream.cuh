@@ -120,23 +120,34 @@ __device__ inline bool stream_token_home(const struct cuda_launch &l, const stru
     return true;
 }
 
+/* What a warp knows of its next tokens, and of the one at hand. In shared memory. */
+struct awaited {
+    muster_mask ranks[32];
+    struct owed owed;
+};
+
 /* Each lane reads for another of the warp's next tokens what is owed to it, as in stream_rows_home(). */
+__device__ __forceinline__ void look_ahead(const struct cuda_launch &l, int32_t first, int32_t step, int32_t tokens,
+                                           muster_mask *ranks)
+{
+    int32_t lane = (int32_t)threadIdx.x & 31, token = first + lane * step;
+    if (token < tokens)
+        ranks[lane] = ranks_of(l, token);
+    __syncwarp();
+}
+
 template <typename Facts>
 __device__ inline void stream_receive_block(const struct cuda_launch &l, const struct turn *turn,
                                             const struct combine_receive_args &args, int32_t tokens,
                                             unsigned char *shared, int block, int blocks)
 {
-    int32_t warp = (int32_t)threadIdx.x / 32, warps = (int32_t)blockDim.x / 32 * blocks;
-    int32_t lane = (int32_t)threadIdx.x & 31;
-    struct owed *owed = (struct owed *)shared + warp;
-    for (int32_t first = warp * blocks + block; first < tokens; first += 32 * warps) {
-        int32_t token = first + lane * warps;
-        muster_mask mine = token < tokens ? ranks_of(l, token) : muster_mask{};
-        for (int of = 0; of < 32 && first + of * warps < tokens; of++) {
-            muster_mask ranks = {__shfl_sync(~0u, mine.word[0], of), __shfl_sync(~0u, mine.word[1], of)};
-            if (!stream_token_home<Facts>(l, turn, args, first + of * warps, ranks, owed))
-                return;
-        }
+    int32_t warp = (int32_t)threadIdx.x / 32, step = (int32_t)blockDim.x / 32 * blocks;
+    struct awaited *next = (struct awaited *)shared + warp;
+    for (int32_t n = 0, token = warp * blocks + block; token < tokens; n++, token += step) {
+        if (n % 32 == 0)
+            look_ahead(l, token, step, tokens, next->ranks);
+        if (!stream_token_home<Facts>(l, turn, args, token, next->ranks[n % 32], &next->owed))
+            return;
     }
 }
 

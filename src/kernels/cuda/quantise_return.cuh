@@ -126,13 +126,11 @@ __device__ inline uint4 return_pieces(const struct exchange_shape &shape, const 
     float total[8] = {};
     int count = parts->count;
     for (int begin = 0; begin < count; begin += SUM_FLIGHT) {
-        const unsigned char *row[SUM_FLIGHT];
         struct return_codes in[SUM_FLIGHT];
-        sum_rows(parts, begin, count, row);
 #pragma unroll
         for (int i = 0; i < SUM_FLIGHT; i++)
             if (begin + i < count)
-                in[i] = return_load<TYPE>(shape, row[i], n);
+                in[i] = return_load<TYPE>(shape, parts->row[begin + i], n);
 #pragma unroll
         for (int i = 0; i < SUM_FLIGHT; i++)
             if (begin + i < count)

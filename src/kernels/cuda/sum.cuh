@@ -90,37 +90,23 @@ template <enum exchange_type TYPE> __device__ __forceinline__ uint4 sum_round(co
 }
 
 /*
- * Where the next parts lie, from `begin` on, of so many; NULL: there are no more. To be asked before any of them is loaded:
- * behind a load the compiler reads shared memory again, and the loads would wait for one another.
- */
-template <int FLIGHT>
-__device__ __forceinline__ void sum_rows(const struct sum_parts *parts, int begin, int count,
-                                         const unsigned char *(&row)[FLIGHT])
-{
-#pragma unroll
-    for (int i = 0; i < FLIGHT; i++)
-        row[i] = begin + i < count ? parts->row[begin + i] : NULL;
-}
-
-/*
- * Adds the next parts, from `begin` on, to the totals of pieces that are `STEP` bytes apart, as far as those are before `bytes`.
- * No branch lies between loads that are under way together. Of parts that are not aligned there is one at a time: little code,
- * that takes no registers from the other.
+ * Adds the next of so many parts, from `begin` on, to the totals of pieces that are `STEP` bytes apart, as far as those are
+ * before `bytes`. No branch lies between loads that are under way together, and how many parts there are is known beforehand:
+ * behind a load the compiler reads shared memory again, for which the next would wait. Of parts that are not aligned there is
+ * one at a time: little code, that takes no registers from the other.
  */
 template <enum exchange_type TYPE, bool ALIGNED, int PIECES, size_t STEP>
 __device__ __forceinline__ void sum_flight(const struct sum_parts *parts, int begin, int count, size_t first,
                                            size_t bytes, float (*total)[8])
 {
     enum { FLIGHT = ALIGNED ? SUM_FLIGHT : 1 };
-    const unsigned char *row[FLIGHT];
     uint4 piece[PIECES][FLIGHT];
-    sum_rows(parts, begin, count, row);
 #pragma unroll
     for (int i = 0; i < FLIGHT; i++)
 #pragma unroll
         for (int n = 0; n < PIECES; n++)
             if (begin + i < count && first + n * STEP < bytes)
-                piece[n][i] = sum_load<ALIGNED>(row[i] + first + n * STEP);
+                piece[n][i] = sum_load<ALIGNED>(parts->row[begin + i] + first + n * STEP);
 #pragma unroll
     for (int i = 0; i < FLIGHT; i++)
 #pragma unroll
