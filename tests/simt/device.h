@@ -153,12 +153,12 @@ inline unsigned long long atomicMin(unsigned long long *at, unsigned long long v
 
 inline void __threadfence()
 {
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    simt_fence();
 }
 
 inline void __threadfence_system()
 {
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    simt_fence();
 }
 
 inline void __nanosleep(unsigned)

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "simt/engine.h"
+#include "simt/races.h"
 
 #include <sched.h>
 
@@ -17,7 +18,7 @@ namespace
 
 namespace context = boost::context;
 
-enum { WARP = 32, BARRIERS = 16, STACK_BYTES = 64 << 10 };
+enum { WARP = 32, BARRIERS = 16, STACK_BYTES = 64 << 10, LOOKS = 8 };
 
 enum class waits { nothing, word, barrier, warp, over };
 
@@ -27,19 +28,25 @@ struct fiber {
     waits state = waits::nothing;
     unsigned barrier = 0;
     uint64_t round = 0; /* of the barrier or the warp, when this fiber came to it */
+    void *racer = nullptr; /* see races.h, as the next two */
+    bool fenced = false; /* what it has stored before its last fence, its later stores tell of */
+    const void *looked[LOOKS] = {}; /* at words, lately: behind its next fence it sees what they tell of */
+    unsigned looks = 0;
 };
 
 /* Who has come; when all have, the round is over. */
 struct barrier {
     unsigned come = 0, wanted = 0, yes = 0, counted = 0;
     uint64_t round = 0;
+    char order[2]; /* of what lies before a round, and what comes after it; rounds take turns */
 };
 
 struct warp {
-    uint64_t given[WARP], taken[WARP];
+    uint64_t given[2][WARP]; /* rounds take turns: nobody can end the next before all have read this one's */
     simt_operation operation;
     unsigned come = 0;
     uint64_t round = 0;
+    char order[2];
 };
 
 struct block {
@@ -49,6 +56,7 @@ struct block {
     barrier barriers[BARRIERS];
     unsigned running;
     context::fiber scheduler; /* what a fiber goes back to */
+    void *racer = nullptr; /* as which the scheduler is seen */
 };
 
 thread_local block *here;
@@ -75,6 +83,7 @@ unsigned number_of(const fiber &f)
 void pause(waits state)
 {
     self->state = state;
+    races_switch(here->racer);
     here->scheduler = std::move(here->scheduler).resume();
     self->state = waits::nothing;
 }
@@ -113,6 +122,7 @@ bool go_round(std::minstd_rand &random)
         any = true;
         moved = moved || f.state != waits::word;
         self = &f;
+        races_switch(f.racer);
         f.body = std::move(f.body).resume();
     }
     if (!any)
@@ -124,23 +134,32 @@ void run_block(block &b, const std::function<void()> &kernel)
 {
     static thread_local std::minstd_rand random{std::random_device{}()};
     here = &b;
+    b.racer = races_self();
     simt_begin_block();
+    races_before(&b);
     for (unsigned i = 0; i < b.size.x; i++) {
         fiber &f = b.fibers[i];
         f.index = {i, 0, 0};
+        f.racer = races_open();
         f.body =
             context::fiber(std::allocator_arg, context::fixedsize_stack(STACK_BYTES), [&](context::fiber &&scheduler) {
                 here->scheduler = std::move(scheduler);
+                races_after(here);
                 kernel();
+                races_before(here);
                 self->state = waits::over;
                 here->running--;
                 barrier_done(here->barriers[0]); /* who has ended is not waited for */
+                races_switch(here->racer);
                 return std::move(here->scheduler);
             });
     }
     while (b.running > 0)
         if (!go_round(random) && b.running > 0)
             sched_yield();
+    races_after(&b);
+    for (fiber &f : b.fibers)
+        races_close(f.racer);
 }
 
 } // namespace
@@ -196,8 +215,11 @@ void simt_barrier(unsigned number, unsigned threads)
     self->round = b.round;
     b.wanted = threads;
     b.come++;
+    void *order = &b.order[b.round % 2];
+    races_before(order);
     if (!barrier_done(b))
         pause(waits::barrier);
+    races_after(order);
 }
 
 unsigned simt_barrier_count(bool yes)
@@ -218,15 +240,41 @@ const uint64_t *simt_exchange(simt_operation operation, uint64_t value)
     warp &w = here->warps[number_of(*self) / WARP];
     if (w.come > 0 && w.operation != operation)
         stop("lanes of a warp came for different operations");
+    unsigned turn = w.round % 2;
     w.operation = operation;
-    w.given[number_of(*self) % WARP] = value;
+    w.given[turn][number_of(*self) % WARP] = value;
     self->round = w.round;
+    if (operation == SIMT_SYNC) /* the others order nothing */
+        races_before(&w.order[turn]);
     if (++w.come < simt_lanes()) {
         pause(waits::warp);
-        return w.taken;
+    } else {
+        w.come = 0;
+        w.round++;
     }
-    memcpy(w.taken, w.given, sizeof w.taken);
-    w.come = 0;
-    w.round++;
-    return w.taken; /* nobody can end the next round before this fiber has come to it */
+    if (operation == SIMT_SYNC)
+        races_after(&w.order[turn]);
+    return w.given[turn];
+}
+
+void simt_fence()
+{
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    if (!self)
+        return;
+    self->fenced = true;
+    for (unsigned i = 0; i < LOOKS; i++)
+        if (self->looked[i])
+            races_after(const_cast<void *>(self->looked[i]));
+}
+
+bool simt_fenced()
+{
+    return self && self->fenced;
+}
+
+void simt_looked(const void *word)
+{
+    if (self)
+        self->looked[self->looks++ % LOOKS] = word;
 }

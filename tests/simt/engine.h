@@ -34,6 +34,14 @@ void simt_run(unsigned blocks, unsigned threads, unsigned late_ms, const std::fu
 /* Lets others go on: what this fiber waits for is somebody else's doing. */
 void simt_look();
 
+/*
+ * A fence; whether this fiber has come to one; and that it has looked at a word that orders nothing. The sanitizer knows no
+ * fences: so what is stored behind one releases, and a fence acquires what was looked at before.
+ */
+void simt_fence();
+bool simt_fenced();
+void simt_looked(const void *word);
+
 /* Waits for `threads` threads of the block; 0: for all that have not ended. Barriers 0 to 15. */
 void simt_barrier(unsigned barrier, unsigned threads);
 

@@ -23,8 +23,10 @@ struct send_plan {
 /* By all threads of the block that plans, before a barrier. */
 __device__ __forceinline__ void plan_clear(struct send_plan *plan)
 {
-    plan->bad = ~0ull;
-    plan->dropped = 0;
+    if (threadIdx.x == 0) {
+        plan->bad = ~0ull;
+        plan->dropped = 0;
+    }
     for (int rank = threadIdx.x; rank < MUSTER_MAX_RANKS; rank += blockDim.x)
         plan->tokens[rank] = 0;
 }

@@ -234,9 +234,13 @@ __device__ __forceinline__ int32_t push_size(int32_t tokens, int32_t blocks)
 __device__ __forceinline__ void push_read(const struct route_input &in, int32_t first, int32_t end,
                                           struct push_batch *batch)
 {
-    batch->first = first;
-    batch->count = end - first < PUSH_BATCH ? end - first : PUSH_BATCH;
-    read_tokens(in, first, batch->count, batch->token);
+    int32_t count = end - first < PUSH_BATCH ? end - first : PUSH_BATCH;
+    if ((threadIdx.x & 31) == 0) {
+        batch->first = first;
+        batch->count = count;
+    }
+    read_tokens(in, first, count, batch->token);
+    __syncwarp();
 }
 
 /* By the warp of a block that does not raise flags. */

@@ -32,6 +32,14 @@ __device__ __forceinline__ uint64_t word_look(const uint64_t *word)
     return value;
 }
 
+/* The same of a count. */
+__device__ __forceinline__ uint32_t count_look(const uint32_t *count)
+{
+    uint32_t value;
+    asm volatile("ld.relaxed.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(count) : "memory");
+    return value;
+}
+
 __device__ __forceinline__ void word_store(uint64_t *word, uint64_t value)
 {
     asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(word), "l"(value) : "memory");

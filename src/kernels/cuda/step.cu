@@ -47,6 +47,7 @@ static __global__ void install_kernel(struct cuda_control *control, const __grid
 static __global__ void open_kernel(struct cuda_control *control, struct cuda_mailbox *mailbox, uint32_t epoch)
 {
     unsigned long long seen = word_look(&control->gate), before;
+    __threadfence(); /* the kernel before has installed the view; whoever finds the gate open sees it */
     do {
         before = seen;
         if (gate_epoch(before) != epoch)

@@ -79,8 +79,8 @@ __device__ __forceinline__ struct turn_state turn_read_state(const struct cuda_l
     const volatile struct cuda_control *c = l.control;
     const volatile struct cuda_exchange *x = l.exchange;
     struct turn_state now;
-    now.gate = c->gate;
-    now.failure = c->failure;
+    now.gate = word_look(&l.control->gate); /* blocks that enter or fail change these two meanwhile */
+    now.failure = word_look(&l.control->failure);
     now.step.epoch = c->step.epoch;
     now.step.number = c->step.number;
     now.step.total = c->step.total;
@@ -185,6 +185,7 @@ __device__ bool turn_enter(const struct cuda_launch &l, enum turn_operation oper
         if (threadIdx.x == 0)
             gate = FT ? word_add_acquire(&l.control->gate, 1) : word_look(&l.control->gate);
         bool open = __shfl_sync(~0u, gate & CUDA_GATE_OPEN, 0);
+        __syncwarp(); /* what the lane that has asked the gate may see, all may */
         turn_copy_view(l, turn);
         turn_await_stream();
         struct turn_state now = {};

@@ -50,7 +50,7 @@ __device__ __forceinline__ struct wait_sight wait_see(const struct cuda_launch &
             word_look(wait_step_word(l, peer)),
             word_look(&c->step_timeout_ns),
             word_look(&c->operation_timeout_ns),
-            *(const volatile uint32_t *)&l.exchange->exits};
+            count_look(&l.exchange->exits)};
 }
 
 /*

@@ -21,12 +21,23 @@ inline uint64_t flag_read(const uint64_t *flag)
 inline uint64_t word_look(const uint64_t *word)
 {
     simt_look();
+    simt_looked(word);
     return __atomic_load_n(word, __ATOMIC_RELAXED);
+}
+
+inline uint32_t count_look(const uint32_t *count)
+{
+    simt_look();
+    simt_looked(count);
+    return __atomic_load_n(count, __ATOMIC_RELAXED);
 }
 
 inline void word_store(uint64_t *word, uint64_t value)
 {
-    __atomic_store_n(word, value, __ATOMIC_RELAXED);
+    if (simt_fenced())
+        __atomic_store_n(word, value, __ATOMIC_RELEASE);
+    else
+        __atomic_store_n(word, value, __ATOMIC_RELAXED);
 }
 
 /* Not at once; but a word is overwritten only when everybody has read it, so the stamp may say that the value is there. */
