@@ -144,7 +144,7 @@ static void plan_words(const struct exchange_shape *shape, int32_t tokens, int32
 {
     plan_few(shape, tokens, multiprocessors, plan);
     plan->words = true;
-    int32_t blocks = multiprocessors / 2 - 1, rows = tokens > 0 ? tokens : 1;
+    int32_t blocks = multiprocessors > 3 ? multiprocessors / 2 - 1 : 1, rows = tokens > 0 ? tokens : 1;
     plan->send_cut = plan_cut(blocks, rows, words_of_hidden(*shape), WORDS_UNIT);
     plan->send_blocks = 1 + plan_least(rows << plan->send_cut.log2_parts, blocks);
 }
