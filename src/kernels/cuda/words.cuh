@@ -86,8 +86,7 @@ __device__ __forceinline__ uint4 words_piece(uint64_t low, uint64_t high)
 template <int WORDS, typename Word>
 __device__ __forceinline__ int words_read(Word word, uint64_t stamp, uint64_t (&value)[WORDS])
 {
-    const struct exchange_word
-        *at[WORDS]; /* all of them first: a read has the compiler look again into shared memory */
+    const struct exchange_word *at[WORDS]; /* all first: behind a read the compiler reads shared memory again */
     struct exchange_word read[WORDS];
     int late = -1;
 #pragma unroll
