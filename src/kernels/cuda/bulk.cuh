@@ -128,7 +128,8 @@ __device__ inline void bulk_move(struct bulk_stage *stage, const unsigned char *
 
 /*
  * Waits until all that was stored from the stage, but for the two newest bulk_store(), is stored, and known to be by the
- * lanes that had places. The whole warp.
+ * lanes that had places. The engine says so long before a row has come to a peer: for whoever reads it there a fence at
+ * system scope has to follow (post.cuh). The whole warp.
  */
 __device__ __forceinline__ void bulk_settle()
 {
@@ -147,7 +148,7 @@ __device__ __forceinline__ void bulk_filled()
     __syncwarp();
 }
 
-/* Waits until everything that the warp has begun to store is stored. The whole warp. */
+/* Waits until everything that the warp has begun to store is stored; see bulk_settle(). The whole warp. */
 __device__ __forceinline__ void bulk_close(const struct bulk_stage *stage)
 {
 #if __CUDA_ARCH__ >= 900

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Flags that many warps of a block want raised. A release waits for every store of the multiprocessor that is under way,
- * and while rows stream there are always some: with a release for each row the warps would spend their time on those. So
- * they post their flags, and one warp, the block's postman, fences for all that it finds and then stores them.
+ * Flags that many warps of a block want raised. A release waits for all stores that are under way, other warps' too, and while
+ * rows stream there are always some: with a release for each row the warps would spend their time on those. So they post
+ * their flags, and one warp, the block's postman, fences for all that it finds and then stores them.
  *
  * Warps of one block wait for each other here, without a deadline: none of them waits for a peer meanwhile.
  */
