@@ -169,13 +169,13 @@ static void agent_install(muster_group *g, const struct view *view)
 static void agent_begun(muster_group *g, uint32_t epoch)
 {
     trace_add(TRACE_BEGUN, clock_ns(), 0, epoch);
+    fault_here(FAULT_VIEW_BEGUN); /* before the caller knows: who is stopped here does no step of this view */
     g->opening = 0;
     atomic_store(&g->begun, epoch);
     pthread_mutex_lock(&g->lock);
     g->view.ready = 1;
     pthread_cond_broadcast(&g->changed);
     pthread_mutex_unlock(&g->lock);
-    fault_here(FAULT_VIEW_BEGUN);
 }
 
 static void agent_begin(muster_group *g, uint32_t epoch)

@@ -35,7 +35,7 @@ enum fault_point {
     FAULT_VIEW_COMMITTING, /* the commit was sent to the store */
     FAULT_VIEW_INSTALLED, /* installed, not ready */
     FAULT_VIEW_READY, /* ready was published */
-    FAULT_VIEW_BEGUN, /* every member is ready, the step word was written */
+    FAULT_VIEW_BEGUN, /* every member is ready; the caller does not know it yet */
     FAULT_POINTS,
 };
 
