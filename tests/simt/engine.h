@@ -36,7 +36,8 @@ void simt_look();
 
 /*
  * A fence; whether this fiber has come to one; and that it has looked at a word that orders nothing. The sanitizer knows no
- * fences: so what is stored behind one releases, and a fence acquires what was looked at before.
+ * fences: so what is stored behind one releases, and a fence acquires what was looked at before. That is more than a fence
+ * does: that a second one is missing, behind which a fiber stores again, is not seen.
  */
 void simt_fence();
 bool simt_fenced();

@@ -128,11 +128,17 @@ static struct cuda_cut plan_received(const struct exchange_shape *shape, int32_t
     return plan_cut(blocks, tokens * shape->ranks, (int32_t)(shape->array[0].row_bytes / 16), WORDS_WARP_PIECES);
 }
 
+/* Of the blocks; one of those that send plans, so there are two at least. */
+static int32_t plan_half(int32_t multiprocessors)
+{
+    return multiprocessors > 3 ? multiprocessors / 2 : 2;
+}
+
 /* Few tokens: half of the blocks push and half receive, none without a token or a row. */
 static void plan_few(const struct exchange_shape *shape, int32_t tokens, int32_t multiprocessors,
                      struct cuda_plan *plan)
 {
-    int32_t half = multiprocessors > 3 ? multiprocessors / 2 : 2, pushing = plan_least(tokens, half - 1);
+    int32_t half = plan_half(multiprocessors), pushing = plan_least(tokens, half - 1);
     plan->send_blocks = 1 + (pushing > 0 ? pushing : 1);
     plan->receive_cut = plan_received(shape, tokens, half);
     plan->receive_blocks = plan_least(shape->tokens * shape->ranks << plan->receive_cut.log2_parts, half);
@@ -144,7 +150,7 @@ static void plan_words(const struct exchange_shape *shape, int32_t tokens, int32
 {
     plan_few(shape, tokens, multiprocessors, plan);
     plan->words = true;
-    int32_t blocks = multiprocessors > 3 ? multiprocessors / 2 - 1 : 1, rows = tokens > 0 ? tokens : 1;
+    int32_t blocks = plan_half(multiprocessors) - 1, rows = tokens > 0 ? tokens : 1;
     plan->send_cut = plan_cut(blocks, rows, words_of_hidden(*shape), WORDS_UNIT);
     plan->send_blocks = 1 + plan_least(rows << plan->send_cut.log2_parts, blocks);
 }
