@@ -206,6 +206,16 @@ inline float __fdiv_rn(float a, float b)
     return a / b;
 }
 
+inline float __frcp_rn(float a)
+{
+    return 1.0f / a;
+}
+
+inline float __fmaf_rn(float a, float b, float c)
+{
+    return fmaf(a, b, c);
+}
+
 /* Only the bulk engine would ask. */
 inline size_t __cvta_generic_to_shared(const void *)
 {

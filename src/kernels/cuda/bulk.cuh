@@ -54,21 +54,33 @@ __device__ __forceinline__ void bulk_see()
     __syncwarp();
 }
 
-/* Begins to load `bytes` (at most the stage's). What was stored from the stage before has left it (bulk_reuse()). */
-__device__ __forceinline__ void bulk_load(struct bulk_stage *stage, const unsigned char *from, uint32_t bytes)
+/*
+ * So many bytes will be loaded, at most the stage's, in one part or several. What was stored from the stage before has left
+ * it (bulk_reuse()).
+ */
+__device__ __forceinline__ void bulk_expect(struct bulk_stage *stage, uint32_t bytes)
 {
 #if __CUDA_ARCH__ >= 900
-    if ((threadIdx.x & 31) != 0)
-        return;
-    uint32_t barrier = bulk_shared(stage->barrier);
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                     bulk_shared(stage->memory)),
-                 "l"(from), "r"(bytes), "r"(barrier)
-                 : "memory");
+    if ((threadIdx.x & 31) == 0)
+        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bulk_shared(stage->barrier)),
+                     "r"(bytes)
+                     : "memory");
+#endif
+}
+
+/* Begins to load a part of what is expected, to `at` in the stage. */
+__device__ __forceinline__ void bulk_load(struct bulk_stage *stage, uint32_t at, const unsigned char *from,
+                                          uint32_t bytes)
+{
+#if __CUDA_ARCH__ >= 900
+    if ((threadIdx.x & 31) == 0)
+        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                         bulk_shared(stage->memory) + at),
+                     "l"(from), "r"(bytes), "r"(bulk_shared(stage->barrier))
+                     : "memory");
 #else
-    for (uint32_t at = (threadIdx.x & 31) * 16; at < bytes; at += 32 * 16)
-        *(uint4 *)(stage->memory + at) = stream_load(from + at);
+    for (uint32_t i = (threadIdx.x & 31) * 16; i < bytes; i += 32 * 16)
+        *(uint4 *)(stage->memory + at + i) = stream_load(from + i);
 #endif
 }
 
@@ -87,20 +99,21 @@ __device__ __forceinline__ void bulk_wait(struct bulk_stage *stage)
     __syncwarp();
 }
 
-/* Begins to store what is in the stage; each lane that has a place for it. All lanes of the warp call. */
-__device__ __forceinline__ void bulk_store(const struct bulk_stage *stage, unsigned char *to, uint32_t bytes)
+/* Begins to store what is at `at` in the stage; each lane that has a place for it. All lanes of the warp call. */
+__device__ __forceinline__ void bulk_store(const struct bulk_stage *stage, uint32_t at, unsigned char *to,
+                                           uint32_t bytes)
 {
 #if __CUDA_ARCH__ >= 900
     if (to)
         asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to),
-                     "r"(bulk_shared(stage->memory)), "r"(bytes)
+                     "r"(bulk_shared(stage->memory) + at), "r"(bytes)
                      : "memory");
     asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 #else
     for (int lane = 0; lane < 32; lane++) {
         unsigned char *place = (unsigned char *)__shfl_sync(~0u, (unsigned long long)to, lane);
-        for (uint32_t at = (threadIdx.x & 31) * 16; place && at < bytes; at += 32 * 16)
-            stream_store(place + at, *(const uint4 *)(stage->memory + at));
+        for (uint32_t i = (threadIdx.x & 31) * 16; place && i < bytes; i += 32 * 16)
+            stream_store(place + i, *(const uint4 *)(stage->memory + at + i));
     }
 #endif
 }
@@ -120,9 +133,10 @@ __device__ inline void bulk_move(struct bulk_stage *stage, const unsigned char *
     for (size_t at = 0; at < bytes; at += stage->bytes) {
         uint32_t part = bytes - at < stage->bytes ? (uint32_t)(bytes - at) : stage->bytes;
         bulk_reuse();
-        bulk_load(stage, from + at, part);
+        bulk_expect(stage, part);
+        bulk_load(stage, 0, from + at, part);
         bulk_wait(stage);
-        bulk_store(stage, to ? to + at : NULL, part);
+        bulk_store(stage, 0, to ? to + at : NULL, part);
     }
 }
 

@@ -56,7 +56,7 @@ __device__ inline void stream_home(struct bulk_stage *stage, const struct home_b
         bulk_move(stage, row.from, bytes, lane == 0 ? row.to : NULL);
     else {
         copy_row(row.to, row.from, bytes, lane, 32);
-        bulk_store(stage, NULL, 0); /* so that bulk_settle() counts this row too */
+        bulk_store(stage, 0, NULL, 0); /* so that bulk_settle() counts this row too */
     }
 }
 

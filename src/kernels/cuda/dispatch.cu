@@ -103,7 +103,7 @@ static int32_t plan_others(const struct cuda_plan *plan, int32_t warps)
     return plan->words ? warps / 2 : 1;
 }
 
-/* So many stages as fit behind the tables, each for a row of the longest array if that is not too long. */
+/* So many stages as fit behind the tables, each for a row of hidden states, or of the longest array, if that is not too long. */
 static void plan_stages(const struct exchange_shape *shape, int32_t shared_bytes, struct cuda_plan *plan)
 {
     size_t longest = 16, ranks = (size_t)shape->ranks, slots = (size_t)shape->slots;
@@ -112,6 +112,8 @@ static void plan_stages(const struct exchange_shape *shape, int32_t shared_bytes
     int32_t warps = plan->threads / 32, others = plan_others(plan, warps);
     for (int a = 0; a < shape->arrays; a++)
         longest = shape->array[a].row_bytes > longest ? shape->array[a].row_bytes : longest;
+    size_t hidden_bytes = shape->array[0].row_bytes + (shape->quantise ? shape->array[1].row_bytes : 0);
+    longest = hidden_bytes > longest ? hidden_bytes : longest;
     plan->table_bytes = plan_round_up(entries * sizeof(int32_t), 128);
     plan->stage_bytes = plan_stage_bytes(longest);
     plan->stages =

@@ -13,6 +13,7 @@ struct dispatch_facts {
     static constexpr enum dispatch_kind KIND = KIND_;
     static constexpr bool EXPERT_MAJOR = EXPERT_MAJOR_; /* otherwise rank-major or flat */
     static constexpr bool QUANTISED = QUANTISED_; /* hidden states travel as fp8 codes */
+    static constexpr int HIDDEN_ARRAYS = QUANTISED_ ? 2 : 1; /* codes and scales, or one for all */
 };
 
 #endif

@@ -174,23 +174,40 @@ __device__ inline void push_rows(const struct cuda_launch &l, const struct turn 
                      input.data + (size_t)(batch->first + n) * input.stride, bytes, threadIdx.x, blockDim.x);
 }
 
-/* All lanes of a warp go round together: a group's lanes exchange their maximum. */
-__device__ inline void push_quantised(const struct cuda_launch &l, const struct turn *turn,
-                                      const struct route_token *token, const unsigned char *row)
+/* Sixteen values from `at`, as codes to all destinations. All lanes of a warp: a group's exchange their maximum. */
+__device__ __forceinline__ void push_codes(const struct cuda_launch &l, const struct turn *turn,
+                                           const struct route_token *token, const struct quantise_piece &piece,
+                                           int32_t at)
 {
-    bool power_of_two = l.shape.quantise == MUSTER_EP_QUANTISE_FP8_POW2;
-    int32_t hidden = l.shape.hidden, pieces = (hidden + QUANTISE_PIECE - 1) / QUANTISE_PIECE;
-    for (int32_t piece = threadIdx.x; piece < (pieces + 31) / 32 * 32; piece += blockDim.x) {
-        float value[QUANTISE_PIECE];
-        int32_t at = piece * QUANTISE_PIECE;
-        quantise_load(row, l.shape.type, at, hidden, value);
-        float scale = quantise_scale(value, power_of_two);
-        uint4 codes = quantise_codes(value, scale);
-        for (int i = 0; i < token->destinations && at < hidden; i++) {
-            quantise_store(destination_row(l, turn, token, i, 0) + at, codes, hidden - at);
-            if (piece % QUANTISE_LANES == 0)
-                ((float *)destination_row(l, turn, token, i, 1))[piece / QUANTISE_LANES] = scale;
-        }
+    int32_t hidden = l.shape.hidden;
+    float value[QUANTISE_PIECE];
+    quantise_values(piece, l.shape.type, value);
+    float scale = quantise_scale(value, l.shape.quantise == MUSTER_EP_QUANTISE_FP8_POW2);
+    uint4 codes = quantise_codes(value, scale);
+    for (int i = 0; i < token->destinations && at < hidden; i++) {
+        quantise_store(destination_row(l, turn, token, i, 0) + at, codes, hidden - at);
+        if (at % MUSTER_EP_FP8_GROUP == 0)
+            ((float *)destination_row(l, turn, token, i, 1))[at / MUSTER_EP_FP8_GROUP] = scale;
+    }
+}
+
+/* The hidden states of a batch. All of it is loaded first: a load waits behind the block's stores to peers. */
+__device__ inline void push_quantised(const struct cuda_launch &l, const struct turn *turn,
+                                      const struct push_batch *batch, const struct row_input &input)
+{
+    const unsigned char *rows = input.data + (size_t)batch->first * input.stride;
+    int32_t hidden = l.shape.hidden, whole = (hidden + 32 * QUANTISE_PIECE - 1) / (32 * QUANTISE_PIECE);
+    for (int32_t at = threadIdx.x * QUANTISE_PIECE; at < whole * 32 * QUANTISE_PIECE;
+         at += (int32_t)blockDim.x * QUANTISE_PIECE) {
+        struct quantise_piece piece[PUSH_BATCH];
+#pragma unroll
+        for (int n = 0; n < PUSH_BATCH; n++)
+            if (n < batch->count)
+                piece[n] = quantise_read(rows + (size_t)n * input.stride, l.shape.type, at, hidden);
+#pragma unroll
+        for (int n = 0; n < PUSH_BATCH; n++)
+            if (n < batch->count)
+                push_codes(l, turn, &batch->token[n], piece[n], at);
     }
 }
 
@@ -198,12 +215,10 @@ template <typename Facts>
 __device__ inline void push_tokens(const struct cuda_launch &l, const struct turn *turn,
                                    const struct dispatch_send_args &send, const struct push_batch *batch)
 {
-    for (int n = 0; n < batch->count; n++) {
-        int32_t t = batch->first + n;
-        if (Facts::QUANTISED)
-            push_quantised(l, turn, &batch->token[n], send.input[0].data + (size_t)t * send.input[0].stride);
-        push_routes(l, turn, &batch->token[n], t, threadIdx.x, blockDim.x);
-    }
+    if (Facts::QUANTISED)
+        push_quantised(l, turn, batch, send.input[0]);
+    for (int n = 0; n < batch->count; n++)
+        push_routes(l, turn, &batch->token[n], batch->first + n, threadIdx.x, blockDim.x);
     for (int array = Facts::QUANTISED ? 2 : 0; array < l.shape.arrays; array++)
         push_rows(l, turn, batch, send.input[array], array);
 }

@@ -149,7 +149,7 @@ __device__ inline void receive_block(const struct cuda_launch &l, const struct t
     else if (Facts::EXPERT_MAJOR && r.end_in_words > 0)
         good = receive_in_words_too<FT>(l, turn, args, &r, block, blocks);
     if (good && Facts::EXPERT_MAJOR)
-        receive_rows<FT>(l, turn, args, &r, block, blocks, &stage);
+        receive_rows<Facts>(l, turn, args, &r, block, blocks, &stage);
     else if (good)
         receive_runs<FT>(l, turn, args, &r, block, blocks, &stage);
     bulk_close(&stage);

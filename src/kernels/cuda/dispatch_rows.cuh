@@ -73,17 +73,59 @@ __device__ __forceinline__ bool worth_bulk(const void *to, size_t bytes)
 
 /* ------------------------------------------------------------------------------------------- expert-major: row by row */
 
-/* Whether the hidden states go through the stage, in one piece. */
-__device__ __forceinline__ bool begins_early(const struct cuda_launch &l, const struct dispatch_receive_args &args,
-                                             const struct bulk_stage *stage)
+/* How many arrays of a row go through the stage together: those of the hidden states, as far as they can. */
+template <typename Facts>
+__device__ __forceinline__ int early_arrays(const struct cuda_launch &l, const struct dispatch_receive_args &args,
+                                            const struct bulk_stage *stage)
 {
-    size_t bytes = l.shape.array[0].row_bytes;
-    return args.output[0] && bytes <= stage->bytes && worth_bulk(args.output[0], bytes);
+    int most = worth_bulk(args.output[0], l.shape.array[0].row_bytes) ? Facts::HIDDEN_ARRAYS : 0, count = 0;
+    size_t bytes = 0;
+#pragma unroll
+    for (int a = 0; a < Facts::HIDDEN_ARRAYS; a++) {
+        bytes += l.shape.array[a].row_bytes;
+        bool can = args.output[a] && bulk_can(copy_bits(args.output[a]) | l.shape.array[a].row_bytes);
+        count += count == a && a < most && can && bytes <= stage->bytes;
+    }
+    return count;
+}
+
+/* Begins to load the first `count` arrays of a row. */
+template <typename Facts>
+__device__ __forceinline__ void begin_early(const struct cuda_launch &l, int count, size_t row,
+                                            struct bulk_stage *stage)
+{
+    uint32_t at = 0, bytes = 0;
+#pragma unroll
+    for (int a = 0; a < Facts::HIDDEN_ARRAYS; a++)
+        bytes += a < count ? (uint32_t)l.shape.array[a].row_bytes : 0;
+    bulk_reuse();
+    bulk_expect(stage, bytes);
+#pragma unroll
+    for (int a = 0; a < Facts::HIDDEN_ARRAYS && a < count; a++) {
+        bytes = (uint32_t)l.shape.array[a].row_bytes;
+        bulk_load(stage, at, own_at(l, l.shape.array[a].offset) + row * bytes, bytes);
+        at += bytes;
+    }
+}
+
+/* Stores them to row `out` of the outputs, for each lane with a route. */
+template <typename Facts>
+__device__ __forceinline__ void end_early(const struct cuda_launch &l, const struct dispatch_receive_args &args,
+                                          int count, bool routed, size_t out, struct bulk_stage *stage)
+{
+    uint32_t at = 0;
+    bulk_wait(stage);
+#pragma unroll
+    for (int a = 0; a < Facts::HIDDEN_ARRAYS && a < count; a++) {
+        auto bytes = (uint32_t)l.shape.array[a].row_bytes;
+        bulk_store(stage, at, routed ? args.output[a] + out * bytes : NULL, bytes);
+        at += bytes;
+    }
 }
 
 /*
  * A row's arrays from `first` on to row `out` of the output, for each lane with a route. Returns the stage's phase. Not inlined:
- * of most rows there is only one array, which comes early, and others would take registers from that.
+ * of most rows all arrays come early, and others would take registers from those.
  */
 static __device__ __noinline__ uint32_t fan_out_arrays(const struct cuda_launch &l,
                                                        const struct dispatch_receive_args &args, int first, size_t row,
@@ -104,22 +146,21 @@ static __device__ __noinline__ uint32_t fan_out_arrays(const struct cuda_launch 
 }
 
 /*
- * A row to a row of the output for each lane with a route; `begun`: the first array is on its way into the stage. What row the
- * lane's route has, combine must know too.
+ * A row to a row of the output for each lane with a route; the first `begun` arrays are on their way into the stage. What
+ * row the lane's route has, combine must know too.
  */
+template <typename Facts>
 __device__ __forceinline__ void fan_out_row(const struct cuda_launch &l, const struct dispatch_receive_args &args,
                                             const struct receiving *r, int rank, const struct arrived_row *in,
-                                            bool begun, struct bulk_stage *stage)
+                                            int begun, struct bulk_stage *stage)
 {
     int lane = threadIdx.x & 31;
     bool routed = in->slot >= 0;
     int32_t index = routed ? first_row(r, l.shape.ranks, in->slot, rank) + in->index : 0;
-    size_t row = routed ? row_at(l.shape, in->slot * l.shape.ranks, index) : 0, bytes = l.shape.array[0].row_bytes;
-    if (begun) {
-        bulk_wait(stage);
-        bulk_store(stage, routed ? args.output[0] + row * bytes : NULL, (uint32_t)bytes);
-    }
-    if (!begun || l.shape.arrays > 1)
+    size_t row = routed ? row_at(l.shape, in->slot * l.shape.ranks, index) : 0;
+    if (begun > 0)
+        end_early<Facts>(l, args, begun, routed, row, stage);
+    if (begun < l.shape.arrays)
         stage->phase = fan_out_arrays(l, args, begun, in->row, routed, row, *stage);
     if (routed && args.source)
         write_source(args.source, row, rank, in->token);
@@ -128,31 +169,29 @@ __device__ __forceinline__ void fan_out_row(const struct cuda_launch &l, const s
 }
 
 /* One row. What lies beside it is read while the row itself is being loaded. False: the step is void. */
-template <bool FT>
+template <typename Facts>
 __device__ __forceinline__ bool receive_row(const struct cuda_launch &l, const struct turn *turn,
                                             const struct dispatch_receive_args &args, const struct receiving *r,
                                             int rank, int32_t j, struct bulk_stage *stage)
 {
-    size_t row = row_at(l.shape, rank, j), bytes = l.shape.array[0].row_bytes;
-    bool early = begins_early(l, args, stage);
-    if (!await_row<FT>(l, turn, rank, row))
+    size_t row = row_at(l.shape, rank, j);
+    int early = early_arrays<Facts>(l, args, stage);
+    if (!await_row<Facts::FT>(l, turn, rank, row))
         return false;
     bulk_see();
-    if (early) {
-        bulk_reuse();
-        bulk_load(stage, own_at(l, l.shape.array[0].offset) + row * bytes, (uint32_t)bytes);
-    }
+    if (early > 0)
+        begin_early<Facts>(l, early, row, stage);
     struct arrived_row in = read_row(l, row);
     bool good = accept_row(l, turn, r, rank, &in);
     if (good)
-        fan_out_row(l, args, r, rank, &in, early, stage);
-    else if (early)
+        fan_out_row<Facts>(l, args, r, rank, &in, early, stage);
+    else if (early > 0)
         bulk_wait(stage);
     return good;
 }
 
 /* Rows 0 of all ranks, rows 1 of all ranks, and so on, handed to all receiving blocks in turn, then to their next warps. */
-template <bool FT>
+template <typename Facts>
 __device__ inline void receive_rows(const struct cuda_launch &l, const struct turn *turn,
                                     const struct dispatch_receive_args &args, const struct receiving *r, int block,
                                     int blocks, struct bulk_stage *stage)
@@ -161,7 +200,7 @@ __device__ inline void receive_rows(const struct cuda_launch &l, const struct tu
     for (int32_t i = (int32_t)threadIdx.x / 32 * blocks + block; i < all; i += blocks * warps) {
         struct quotient at = divide(i, l.by.ranks);
         int32_t rank = at.rest, j = at.whole;
-        if (j < r->rows[rank] && !r->tokens[rank] && !receive_row<FT>(l, turn, args, r, rank, j, stage))
+        if (j < r->rows[rank] && !r->tokens[rank] && !receive_row<Facts>(l, turn, args, r, rank, j, stage))
             return;
     }
 }

@@ -32,7 +32,7 @@ __device__ inline void stream_quantised(const struct cuda_launch &l, const struc
                 ((float *)destination_row(l, turn, token, i, 1))[at / MUSTER_EP_FP8_GROUP] = scale;
         }
         bulk_filled();
-        bulk_store(stage, to ? to + begin : NULL, (uint32_t)(end - begin));
+        bulk_store(stage, 0, to ? to + begin : NULL, (uint32_t)(end - begin));
     }
 }
 

@@ -13,50 +13,59 @@
 
 enum { QUANTISE_PIECE = 16, QUANTISE_LANES = MUSTER_EP_FP8_GROUP / QUANTISE_PIECE };
 
-__device__ __forceinline__ float quantise_value(const unsigned char *row, enum exchange_type type, int32_t at)
-{
-    switch (type) {
-    case EXCHANGE_BF16: return number_from_bf16(((const uint16_t *)row)[at]);
-    case EXCHANGE_FP16: return number_from_fp16(((const uint16_t *)row)[at]);
-    default: return ((const float *)row)[at];
-    }
-}
+/* Sixteen values as a caller gave them; those of 16 bits take half of it. */
+struct quantise_piece {
+    uint4 part[4];
+};
 
 /* At a row's end, or where a caller's rows are not aligned. */
-static __device__ __noinline__ void quantise_load_slowly(const unsigned char *row, enum exchange_type type, int32_t at,
-                                                         int32_t hidden, float *value)
+static __device__ __noinline__ void quantise_read_slowly(const unsigned char *row, enum exchange_type type, int32_t at,
+                                                         int32_t hidden, struct quantise_piece *piece)
 {
-    for (int i = 0; i < QUANTISE_PIECE; i++)
-        value[i] = at + i < hidden ? quantise_value(row, type, at + i) : 0.0f;
+    int32_t size = type == EXCHANGE_FP32 ? 4 : 2;
+    auto byte = (unsigned char *)piece;
+    for (int32_t i = 0; i < QUANTISE_PIECE * size; i++)
+        byte[i] = at * size + i < hidden * size ? row[(size_t)at * size + i] : 0;
 }
 
-/* Sixteen values of a row from `at`; fewer at its end, the rest is 0. */
-__device__ inline void quantise_load(const unsigned char *row, enum exchange_type type, int32_t at, int32_t hidden,
-                                     float value[QUANTISE_PIECE])
+/* Begins to load sixteen values of a row from `at`; fewer at its end, the rest is 0. */
+__device__ inline struct quantise_piece quantise_read(const unsigned char *row, enum exchange_type type, int32_t at,
+                                                      int32_t hidden)
 {
+    struct quantise_piece piece;
     if (at + QUANTISE_PIECE > hidden || copy_width(copy_bits(row)) != 16) {
-        float slowly[QUANTISE_PIECE]; /* not `value`, which would then have to lie in memory in every case */
-        quantise_load_slowly(row, type, at, hidden, slowly);
-#pragma unroll
-        for (int i = 0; i < QUANTISE_PIECE; i++)
-            value[i] = slowly[i];
-        return;
+        struct quantise_piece slowly; /* not `piece`, which would then have to lie in memory in every case */
+        quantise_read_slowly(row, type, at, hidden, &slowly);
+        return slowly;
     }
+    auto part = (const uint4 *)(row + (size_t)at * (type == EXCHANGE_FP32 ? 4 : 2));
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+        piece.part[i] = part[i];
+#pragma unroll
+    for (int i = 2; i < 4; i++)
+        if (type == EXCHANGE_FP32)
+            piece.part[i] = part[i];
+    return piece;
+}
+
+__device__ inline void quantise_values(const struct quantise_piece &piece, enum exchange_type type,
+                                       float value[QUANTISE_PIECE])
+{
     if (type == EXCHANGE_FP32) {
 #pragma unroll
         for (int i = 0; i < QUANTISE_PIECE / 4; i++) {
-            float4 four = *((const float4 *)((const float *)row + at) + i);
-            value[4 * i] = four.x;
-            value[4 * i + 1] = four.y;
-            value[4 * i + 2] = four.z;
-            value[4 * i + 3] = four.w;
+            value[4 * i] = __uint_as_float(piece.part[i].x);
+            value[4 * i + 1] = __uint_as_float(piece.part[i].y);
+            value[4 * i + 2] = __uint_as_float(piece.part[i].z);
+            value[4 * i + 3] = __uint_as_float(piece.part[i].w);
         }
         return;
     }
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        uint4 piece = *((const uint4 *)((const uint16_t *)row + at) + half);
-        const uint32_t word[4] = {piece.x, piece.y, piece.z, piece.w};
+        const uint4 &part = piece.part[half];
+        const uint32_t word[4] = {part.x, part.y, part.z, part.w};
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             float2 both = type == EXCHANGE_FP16 ? numbers_from_fp16(word[i]) : numbers_from_bf16(word[i]);
@@ -64,6 +73,12 @@ __device__ inline void quantise_load(const unsigned char *row, enum exchange_typ
             value[8 * half + 2 * i + 1] = both.y;
         }
     }
+}
+
+__device__ inline void quantise_load(const unsigned char *row, enum exchange_type type, int32_t at, int32_t hidden,
+                                     float value[QUANTISE_PIECE])
+{
+    quantise_values(quantise_read(row, type, at, hidden), type, value);
 }
 
 /* The group's scale, in each of the lanes that hold its values. fmaxf passes over NaN, as the comparison on the CPU does. */
@@ -80,11 +95,29 @@ template <int VALUES = QUANTISE_PIECE> __device__ inline float quantise_scale(co
     return power_of_two ? number_power_of_two_above(scale) : scale;
 }
 
+/*
+ * A value by its group's scale, rounded once, as on the CPU. A division would take a branch for each value; here a
+ * product with 1 / scale is corrected by what is left of the value, twice: the first time to within one unit in the last place,
+ * from which the second makes the nearest (Markstein, IA-64 and Elementary Functions, 2000, chapter 8). A scale is
+ * positive and at least 1e-4 / 448. What the remainders of the smallest values lack makes no difference to a code: it is 0.
+ */
+__device__ __forceinline__ float quantise_divide(float value, float scale, float inverse)
+{
+    float product = __fmul_rn(value, inverse), quotient = product;
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+        quotient = __fmaf_rn(__fmaf_rn(-quotient, scale, value), inverse, quotient);
+    return inverse == 0.0f ? product : copysignf(quotient, value); /* an infinite scale; -0 */
+}
+
 /* The codes of four values, the first at the lowest address. */
 __device__ __forceinline__ uint32_t quantise_word(const float value[4], float scale)
 {
-    return numbers_to_e4m3(__fdiv_rn(value[0], scale), __fdiv_rn(value[1], scale)) |
-           numbers_to_e4m3(__fdiv_rn(value[2], scale), __fdiv_rn(value[3], scale)) << 16;
+    float quotient[4], inverse = __frcp_rn(scale);
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        quotient[i] = quantise_divide(value[i], scale, inverse);
+    return numbers_to_e4m3(quotient[0], quotient[1]) | numbers_to_e4m3(quotient[2], quotient[3]) << 16;
 }
 
 __device__ inline uint4 quantise_codes(const float value[QUANTISE_PIECE], float scale)
