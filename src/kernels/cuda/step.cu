@@ -93,6 +93,7 @@ static __global__ void step_begin_kernel(struct cuda_launch l)
         else
             turn_fail(l, MUSTER_REASON_ABORT, MUSTER_PHASE_STEP, -1, turn.epoch, 0);
     }
+    step_tell_begun(l, &turn);
     step_note_begun(l, &turn);
     gate_leave(l.control);
 }

@@ -123,11 +123,23 @@ __device__ __forceinline__ void turn_copy(void *to, const void *from, size_t byt
         ((volatile uint64_t *)to)[i] = ((const volatile uint64_t *)from)[i];
 }
 
-/* What stays as it is while a block is inside the gate that found it open. */
-__device__ inline void turn_copy_view(const struct cuda_launch &l, struct turn *turn)
+/* The view's first words, one for each lane: as a rule that is all of it. */
+enum { TURN_VIEW_BYTES = 32 * sizeof(uint64_t) };
+
+/* Begins to load the lane's. What the view tells stays as it is while a block is inside the gate that found it open. */
+__device__ __forceinline__ uint64_t turn_load_view(const struct cuda_launch &l)
 {
-    turn_copy(&turn->view, &l.control->view,
-              offsetof(struct cuda_view, peers) + (size_t)l.shape.ranks * sizeof(void *));
+    return ((const volatile uint64_t *)&l.control->view)[threadIdx.x & 31];
+}
+
+/* They, and those behind them. */
+__device__ inline void turn_keep_view(const struct cuda_launch &l, struct turn *turn, uint64_t word)
+{
+    size_t bytes = offsetof(struct cuda_view, peers) + (size_t)l.shape.ranks * sizeof(void *);
+    ((volatile uint64_t *)&turn->view)[threadIdx.x & 31] = word;
+    if (bytes > TURN_VIEW_BYTES)
+        turn_copy((unsigned char *)&turn->view + TURN_VIEW_BYTES, (unsigned char *)&l.control->view + TURN_VIEW_BYTES,
+                  bytes - TURN_VIEW_BYTES);
     __syncwarp();
     if (threadIdx.x == 0) {
         turn->rank = turn->view.rank;
@@ -172,6 +184,15 @@ __device__ __forceinline__ void turn_let_next_come()
 }
 
 /*
+ * The agent must know of a step before the kernel that begins it is outside the gate. One block tells as it enters: a store into
+ * host memory takes most of a microsecond, for which the last block would have to wait.
+ */
+__device__ inline void step_tell_begun(const struct cuda_launch &l, const struct turn *turn)
+{
+    word_store(&l.mailbox->step_open, (uint64_t)(turn->live ? turn->epoch : 0) << 1 | 1);
+}
+
+/*
  * The gate comes first: if it is open, its epoch and the view stay while this block is inside. If it was not, the view may be
  * about to change, and is read again. Whether the epoch is open, and has not failed, is asked when the kernel before is
  * over.
@@ -186,18 +207,21 @@ __device__ bool turn_enter(const struct cuda_launch &l, enum turn_operation oper
             gate = FT ? word_add_acquire(&l.control->gate, 1) : word_look(&l.control->gate);
         bool open = __shfl_sync(~0u, gate & CUDA_GATE_OPEN, 0);
         __syncwarp(); /* what the lane that has asked the gate may see, all may */
-        turn_copy_view(l, turn);
+        uint64_t view = turn_load_view(l);
         turn_await_stream();
         struct turn_state now = {};
         if (threadIdx.x == 0)
             now = turn_read_state(l);
+        turn_keep_view(l, turn, view);
         if (!open) {
             __threadfence(); /* by the lane that has read the gate, before any reads the view */
             __syncwarp();
-            turn_copy_view(l, turn);
+            turn_keep_view(l, turn, turn_load_view(l));
         }
         if (threadIdx.x == 0)
             turn_begin<FT>(l, operation, turn, now);
+        if (l.begins_step && threadIdx.x == 0 && blockIdx.x == gridDim.x - 1)
+            step_tell_begun(l, turn);
     } else {
         turn_await_stream();
         prepare((int)threadIdx.x - 32, (int)blockDim.x - 32);
@@ -229,9 +253,7 @@ __device__ inline void turn_publish_begun(const struct cuda_launch &l, const str
 /* Step begun: by the kernel that begins it, in its epilogue for the rank itself. */
 __device__ inline void step_note_begun(const struct cuda_launch &l, const struct turn *turn)
 {
-    uint32_t epoch = turn->live ? turn->epoch : 0;
-    l.control->step = {epoch, 1, turn->number, turn->step.total + 1};
-    word_store(&l.mailbox->step_open, (uint64_t)epoch << 1 | 1);
+    l.control->step = {turn->live ? turn->epoch : 0, 1, turn->number, turn->step.total + 1};
     if (turn->live)
         turn_note_number(l, turn->epoch, 2 * turn->number + 2);
 }
@@ -317,6 +339,8 @@ __device__ inline void turn_epilogue(const struct cuda_launch &l, enum turn_oper
         turn_disagree(l, turn);
     if (l.begins_step)
         step_note_begun(l, turn);
+    if (l.begins_step && found_void > 0) /* the block that told may have found it otherwise */
+        step_tell_begun(l, turn);
     if (turn->live && turn_begins_pair(operation)) {
         x->pair.epoch = turn->epoch;
         x->pair.sequence = turn->sequence;
