@@ -49,6 +49,7 @@ __device__ inline struct quantise_piece quantise_read(const unsigned char *row, 
     return piece;
 }
 
+/* Waits for them. */
 __device__ inline void quantise_values(const struct quantise_piece &piece, enum exchange_type type,
                                        float value[QUANTISE_PIECE])
 {
@@ -75,6 +76,7 @@ __device__ inline void quantise_values(const struct quantise_piece &piece, enum 
     }
 }
 
+/* Both, where nothing is gained by doing something in between. */
 __device__ inline void quantise_load(const unsigned char *row, enum exchange_type type, int32_t at, int32_t hidden,
                                      float value[QUANTISE_PIECE])
 {
