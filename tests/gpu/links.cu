@@ -77,34 +77,39 @@ static __device__ void links_engine(const struct links_work &w, struct post_offi
         word_store(&w.peer->flag[pair], round);
 }
 
-static __device__ void links_send(const struct links_work &w, unsigned char *memory, int pair)
+/* The row through shared memory, by two warps when all have filled it: one sends it, the other is its postman. */
+static __device__ void links_send_by_engine(const struct links_work &w, unsigned char *memory, int pair, uint32_t round)
 {
     __shared__ struct turn turn;
     __shared__ struct post_office office;
     __shared__ uint64_t barrier;
-    for (uint32_t round = 1; round <= w.rounds; round++) {
-        if (w.way == LINKS_STORES) {
+    struct bulk_stage stage;
+    for (int i = threadIdx.x; i < PIECES; i += THREADS)
+        *(uint4 *)(memory + 16 * i) = links_piece(round, pair, i);
+    bulk_filled();
+    post_open(&office, 1);
+    if (threadIdx.x < 32)
+        bulk_open(&stage, memory, ROW_BYTES, &barrier);
+    if (threadIdx.x == 0) {
+        turn.view.peers[PEER] = (unsigned char *)w.peer;
+        turn.stamp = round;
+    }
+    __syncthreads();
+    if (threadIdx.x < 32)
+        links_engine(w, &office, &stage, pair, round);
+    else if (threadIdx.x < 64 && w.way == LINKS_ENGINE)
+        post_deliver(&turn, &office, offsetof(struct links_region, flag));
+}
+
+static __device__ void links_send(const struct links_work &w, unsigned char *memory, int pair)
+{
+    bool come = true;
+    for (uint32_t round = 1; come && round <= w.rounds; round++) {
+        if (w.way == LINKS_STORES)
             links_store(w, pair, round);
-        } else {
-            struct bulk_stage stage;
-            for (int i = threadIdx.x; i < PIECES; i += THREADS)
-                *(uint4 *)(memory + 16 * i) = links_piece(round, pair, i);
-            bulk_filled();
-            post_open(&office, 1);
-            if (threadIdx.x < 32)
-                bulk_open(&stage, memory, ROW_BYTES, &barrier);
-            if (threadIdx.x == 0) {
-                turn.view.peers[PEER] = (unsigned char *)w.peer;
-                turn.stamp = round;
-            }
-            __syncthreads();
-            if (threadIdx.x < 32)
-                links_engine(w, &office, &stage, pair, round);
-            else if (threadIdx.x < 64 && w.way == LINKS_ENGINE)
-                post_deliver(&turn, &office, offsetof(struct links_region, flag));
-        }
-        if (!links_await(w, &w.own->taken[pair], round))
-            return;
+        else
+            links_send_by_engine(w, memory, pair, round);
+        come = links_await(w, &w.own->taken[pair], round);
     }
 }
 

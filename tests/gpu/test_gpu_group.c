@@ -167,6 +167,43 @@ static void dispatch_across_the_reading(struct cluster_rank *self)
     read_late(self, dispatch_across_a_reading);
 }
 
+/*
+ * A step that a dispatch has begun, and no combine has ended yet, when its epoch ends. All ranks are ready otherwise, so it alone
+ * keeps the next epoch from beginning.
+ */
+static void leave_a_step_open(struct cluster_rank *self)
+{
+    cluster_at("a step that is open when its epoch ends");
+    muster_ep *ep = rounds_create(self, &plain);
+    struct party *p = party_open(self->context, self->rank);
+    muster_view view;
+    say_ready(self);
+    uint32_t epoch = cluster_await_view(self, RANKS, 0).epoch;
+    expect_status(muster_ep_dispatch(ep, &p->dispatch, backend_stream()), MUSTER_OK, "dispatch");
+    backend_wait();
+    cluster_barrier(self);
+    if (self->rank == 1)
+        expect_status(muster_group_abort(self->group), MUSTER_OK, "muster_group_abort");
+    cluster_await_end(self, epoch);
+    say_ready(self);
+    if (self->rank == 0) {
+        cluster_barrier(self); /* the others have ended theirs */
+        cluster_sleep_ms(200);
+        expect_status(muster_group_view(self->group, &view), MUSTER_OK, "muster_group_view");
+        expect(view.epoch > epoch && !view.ready, "epoch %u began while a step of %u was open", view.epoch, epoch);
+    }
+    expect_status(muster_ep_combine(ep, &p->combine, backend_stream()), MUSTER_OK, "combine");
+    muster_verdict verdict = cluster_verdict(self);
+    expect(verdict.reason == MUSTER_REASON_EPOCH, "a step whose epoch ended within it: %s, reason %d",
+           muster_status_name(verdict.status), (int)verdict.reason);
+    if (self->rank != 0)
+        cluster_barrier(self);
+    party_close(p);
+    cluster_await_view(self, RANKS, epoch);
+    rounds_exchange(self, ep, self->context);
+    muster_ep_destroy(ep);
+}
+
 static bool run_with_world(cluster_function *function)
 {
     struct world *world = world_make(&plain, RANKS, mask_first(RANKS), 7);
@@ -188,6 +225,12 @@ static void blocks_that_find_no_failure_do_not_wait_for_those_that_did(void **st
 {
     (void)state;
     assert_true(run_with_world(dispatch_across_the_reading));
+}
+
+static void the_next_epoch_waits_for_a_step_that_is_open(void **state)
+{
+    (void)state;
+    assert_true(run_with_world(leave_a_step_open));
 }
 
 /* A captured step goes on to be right in the epoch that follows: nothing of a view is frozen in the graph. */
@@ -257,6 +300,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(epochs_end_steps),
         cmocka_unit_test(a_step_that_began_unread_stays_void),
         cmocka_unit_test(blocks_that_find_no_failure_do_not_wait_for_those_that_did),
+        cmocka_unit_test(the_next_epoch_waits_for_a_step_that_is_open),
         cmocka_unit_test(captured_steps_survive_a_view_change),
         cmocka_unit_test(survivors_go_on),
     };
