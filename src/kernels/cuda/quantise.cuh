@@ -100,7 +100,7 @@ template <int VALUES = QUANTISE_PIECE> __device__ inline float quantise_scale(co
 /*
  * A value by its group's scale, rounded once, as on the CPU. A division would take a branch for each value; here a
  * product with 1 / scale is corrected by what is left of the value, twice: the first time to within one unit in the last place,
- * from which the second makes the nearest (Markstein, IA-64 and Elementary Functions, 2000, chapter 8). A scale is
+ * from which the second makes the nearest (Markstein, IA-64 and Elementary Functions, 2000). A scale is
  * positive and at least 1e-4 / 448. What the remainders of the smallest values lack makes no difference to a code: it is 0.
  */
 __device__ __forceinline__ float quantise_divide(float value, float scale, float inverse)
