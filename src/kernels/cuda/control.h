@@ -2,10 +2,13 @@
 /*
  * What the agent, the step and the kernels of one rank share on a GPU. Read by the host compiler and by nvcc.
  *
- * The gate is one word: live epoch (24 bits) | open (1) | blocks inside (32). A block enters with one atomic addition,
- * which tells it the epoch in the same instant as it makes itself known; the agent ends an epoch with one atomic
- * operation on the same word, and then sees how many blocks are still inside. So either a block sees the new epoch and
- * does nothing, or the agent sees the block and waits for it: no fence, and no second word, is needed for that.
+ * The gate is a word, live epoch (24 bits) | open (1), and has doors, each live epoch (24) | open (1) | blocks inside (32), on a
+ * line of its own: at a single word the blocks of a kernel would queue. A block enters by its door with one atomic addition,
+ * which tells it the epoch in the same instant as it makes itself known; the agent ends an epoch with one atomic operation on
+ * each door, and then sees how many blocks are still inside. So either a block sees the new epoch and does nothing, or the agent
+ * sees the block and waits for it: no fence is needed for that. The agent opens all doors and then the gate; a failure shuts the
+ * gate alone. So a block may go on if it finds both open in the same epoch, and what it finds at its door, which it acquires,
+ * comes after the view.
  */
 #ifndef CUDA_CONTROL_H
 #define CUDA_CONTROL_H
@@ -15,10 +18,10 @@
 
 #include "muster/group.h"
 
-enum { CUDA_GATE_EPOCH_SHIFT = 40, CUDA_VERDICTS = 1024, CUDA_VERDICT_STEP_SHIFT = 25 };
+enum { CUDA_GATE_EPOCH_SHIFT = 40, CUDA_DOORS = 32, CUDA_VERDICTS = 1024, CUDA_VERDICT_STEP_SHIFT = 25 };
 
 #define CUDA_GATE_OPEN (UINT64_C(1) << 39)
-#define CUDA_GATE_INSIDE UINT64_C(0xffffffff)
+#define CUDA_DOOR_INSIDE UINT64_C(0xffffffff) /* the rest of a door is as the gate */
 #define CUDA_VERDICT_VOID (UINT64_C(1) << 24)
 
 /*
@@ -33,6 +36,12 @@ struct cuda_view {
     unsigned char *peers[MUSTER_MAX_RANKS]; /* base of each rank's region here; NULL where it is not mapped */
 };
 
+/* On a line of its own. */
+struct cuda_door {
+    uint64_t word;
+    uint64_t pad[15];
+};
+
 /* The step that is open, or was last. Written by the kernel that begins or ends it, by one thread. */
 struct cuda_step {
     uint32_t epoch; /* 0: void from its start */
@@ -43,6 +52,7 @@ struct cuda_step {
 
 /* One per rank, in its device memory. */
 struct cuda_control {
+    struct cuda_door door[CUDA_DOORS]; /* of the gate; of block b: b % CUDA_DOORS */
     uint64_t gate;
     uint64_t failure; /* failure_pack(): of the oldest void step whose verdict is unread; the first writer wins */
     uint64_t failure_detail; /* MUSTER_REASON_VALUE: token << 32 | k */

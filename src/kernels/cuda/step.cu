@@ -6,34 +6,26 @@
 
 /* ------------------------------------------------------------------------------------------- the gate, by the agent */
 
-static __device__ unsigned long long *gate_of(struct cuda_control *control)
-{
-    return (unsigned long long *)&control->gate;
-}
-
-/* Replaces epoch and openness, and leaves the count of those inside alone. */
-static __device__ void gate_set(struct cuda_control *control, uint64_t epoch_and_open)
-{
-    unsigned long long seen = word_look(&control->gate), before;
-    do {
-        before = seen;
-        seen = atomicCAS(gate_of(control), before, (unsigned long long)epoch_and_open | (before & CUDA_GATE_INSIDE));
-    } while (seen != before);
-}
-
 /*
  * Blocks that are inside see the new epoch at their next look and leave; blocks that enter from now on get it with
- * their ticket and do nothing. So the count falls to zero, and only blocks that do nothing raise it again.
+ * their ticket and do nothing. So the counts fall to zero, and only blocks that do nothing raise them again. A lane has a
+ * door; nobody else changes more than its count.
  */
 static __global__ void raise_kernel(struct cuda_control *control, struct cuda_mailbox *mailbox, uint32_t epoch)
 {
-    if (gate_epoch(word_look(&control->gate)) >= epoch)
+    uint64_t *door = gate_door(control, threadIdx.x);
+    uint64_t before = word_look(door) & ~CUDA_DOOR_INSIDE, after = (uint64_t)epoch << CUDA_GATE_EPOCH_SHIFT;
+    if (!__all_sync(~0u, gate_epoch(before) < epoch))
         return;
-    gate_set(control, (uint64_t)epoch << CUDA_GATE_EPOCH_SHIFT);
-    while (word_look(&control->gate) & CUDA_GATE_INSIDE)
+    if (threadIdx.x == 0)
+        word_store(&control->gate, after);
+    atomicAdd((unsigned long long *)door, (unsigned long long)(after - before));
+    while (word_look(door) & CUDA_DOOR_INSIDE)
         __nanosleep(200);
     __threadfence_system();
-    flag_raise(&mailbox->quiet_epoch, epoch);
+    __syncwarp();
+    if (threadIdx.x == 0)
+        flag_raise(&mailbox->quiet_epoch, epoch);
 }
 
 static __global__ void install_kernel(struct cuda_control *control, const __grid_constant__ struct cuda_view view)
@@ -44,16 +36,18 @@ static __global__ void install_kernel(struct cuda_control *control, const __grid
         to[i] = from[i];
 }
 
+/* The kernel before has installed the view. A lane has a door. */
 static __global__ void open_kernel(struct cuda_control *control, struct cuda_mailbox *mailbox, uint32_t epoch)
 {
-    unsigned long long seen = word_look(&control->gate), before;
-    __threadfence(); /* the kernel before has installed the view; whoever finds the gate open sees it */
-    do {
-        before = seen;
-        if (gate_epoch(before) != epoch)
-            return;
-        seen = atomicCAS(gate_of(control), before, before | CUDA_GATE_OPEN);
-    } while (seen != before);
+    uint64_t *door = gate_door(control, threadIdx.x);
+    if (!__all_sync(~0u, gate_epoch(word_look(door)) == epoch))
+        return;
+    __threadfence(); /* whoever finds the door open sees the view */
+    atomicOr((unsigned long long *)door, (unsigned long long)CUDA_GATE_OPEN);
+    __syncwarp();
+    if (threadIdx.x != 0)
+        return;
+    atomicOr((unsigned long long *)&control->gate, (unsigned long long)CUDA_GATE_OPEN);
     flag_raise(&mailbox->open_epoch, epoch);
 }
 
@@ -66,16 +60,16 @@ static __global__ void forget_kernel(struct cuda_control *control)
 
 /* ------------------------------------------------------------------------------------------- a step, by the caller */
 
-static __device__ void gate_leave(struct cuda_control *control)
+static __device__ void step_leave(struct cuda_control *control)
 {
     __threadfence();
-    atomicAdd(gate_of(control), ~0ull);
+    gate_leave(control, 0);
 }
 
 static __global__ void step_begin_kernel(struct cuda_launch l)
 {
     __shared__ struct turn turn;
-    uint64_t gate = word_add_acquire(&l.control->gate, 1);
+    uint64_t gate = gate_enter(l.control, 0);
     turn.view = l.control->view;
     turn.step = l.control->step;
     turn.epoch = gate_epoch(gate);
@@ -95,18 +89,18 @@ static __global__ void step_begin_kernel(struct cuda_launch l)
     }
     step_tell_begun(l, &turn);
     step_note_begun(l, &turn);
-    gate_leave(l.control);
+    step_leave(l.control);
 }
 
 /* An epoch that ended before the step did makes it void: its last operation may have been the one that was called off. */
 static __global__ void step_end_kernel(struct cuda_launch l)
 {
-    uint64_t gate = word_add_acquire(&l.control->gate, 1);
+    uint64_t gate = gate_enter(l.control, 0);
     if (!turn_void(l) && gate_epoch(gate) != l.control->step.epoch)
         turn_fail(l, MUSTER_REASON_EPOCH, MUSTER_PHASE_STEP, -1, l.control->step.epoch, 0);
     __threadfence_system();
     step_note_ended(l, &l.control->view, l.control->step, word_look(&l.control->failure), gate_epoch(gate));
-    gate_leave(l.control);
+    step_leave(l.control);
 }
 
 static __device__ bool mask_allowed(const struct cuda_exchange *x, const struct cuda_view *view, uint32_t epoch,
@@ -123,7 +117,7 @@ static __device__ bool mask_allowed(const struct cuda_exchange *x, const struct 
 
 static __global__ void mask_kernel(struct cuda_launch l, muster_mask mask)
 {
-    uint64_t gate = word_add_acquire(&l.control->gate, 1);
+    uint64_t gate = gate_enter(l.control, 0);
     uint32_t epoch = gate_epoch(gate);
     struct cuda_exchange *x = l.exchange;
     if (!turn_void(l) && l.control->view.epoch == epoch) {
@@ -132,7 +126,7 @@ static __global__ void mask_kernel(struct cuda_launch l, muster_mask mask)
         x->narrowed = mask;
         x->narrowed_epoch = epoch;
     }
-    gate_leave(l.control);
+    step_leave(l.control);
 }
 
 /* --------------------------------------------------------------------------------------------------------- launches */
@@ -140,7 +134,7 @@ static __global__ void mask_kernel(struct cuda_launch l, muster_mask mask)
 extern "C" cudaError_t step_launch_raise(struct cuda_control *control, struct cuda_mailbox *mailbox, uint32_t epoch,
                                          cudaStream_t stream)
 {
-    return launch_plain(raise_kernel, 1, 1, stream, control, mailbox, epoch);
+    return launch_plain(raise_kernel, 1, CUDA_DOORS, stream, control, mailbox, epoch);
 }
 
 extern "C" cudaError_t step_launch_install(struct cuda_control *control, const struct cuda_view *view,
@@ -152,7 +146,7 @@ extern "C" cudaError_t step_launch_install(struct cuda_control *control, const s
 extern "C" cudaError_t step_launch_open(struct cuda_control *control, struct cuda_mailbox *mailbox, uint32_t epoch,
                                         cudaStream_t stream)
 {
-    return launch_plain(open_kernel, 1, 1, stream, control, mailbox, epoch);
+    return launch_plain(open_kernel, 1, CUDA_DOORS, stream, control, mailbox, epoch);
 }
 
 extern "C" cudaError_t step_launch_forget(struct cuda_control *control, cudaStream_t stream)

@@ -16,6 +16,7 @@
 
 #include "core/stamp.h"
 #include "kernels/cuda/exchange.h"
+#include "kernels/cuda/gate.cuh"
 #include "kernels/cuda/memory.cuh"
 
 enum turn_operation {
@@ -63,14 +64,8 @@ __device__ __forceinline__ uint64_t turn_failure(muster_reason reason, muster_ph
  */
 __device__ inline void turn_close_epoch(const struct cuda_launch &l, uint32_t epoch)
 {
-    unsigned long long *gate = (unsigned long long *)&l.control->gate;
-    unsigned long long seen = word_look(&l.control->gate), before;
-    do {
-        before = seen;
-        if ((uint32_t)(before >> CUDA_GATE_EPOCH_SHIFT) != epoch || !(before & CUDA_GATE_OPEN))
-            return;
-        seen = atomicCAS(gate, before, before & ~(unsigned long long)CUDA_GATE_OPEN);
-    } while (seen != before);
+    unsigned long long shut = (unsigned long long)epoch << CUDA_GATE_EPOCH_SHIFT;
+    atomicCAS((unsigned long long *)&l.control->gate, shut | CUDA_GATE_OPEN, shut);
 }
 
 /*

@@ -1,11 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /* How a block enters and leaves: included by turn.cuh, apart from it so that the contract can be read alone. */
 
-__device__ __forceinline__ uint32_t gate_epoch(uint64_t gate)
-{
-    return (uint32_t)(gate >> CUDA_GATE_EPOCH_SHIFT);
-}
-
 __device__ __forceinline__ bool turn_begins_pair(enum turn_operation operation)
 {
     return operation == TURN_DISPATCH_SEND || operation == TURN_DISPATCH;
@@ -204,7 +199,7 @@ __device__ bool turn_enter(const struct cuda_launch &l, enum turn_operation oper
     if (threadIdx.x < 32) {
         uint64_t gate = 0;
         if (threadIdx.x == 0)
-            gate = FT ? word_add_acquire(&l.control->gate, 1) : word_look(&l.control->gate);
+            gate = FT ? gate_enter(l.control, blockIdx.x) : word_look(&l.control->gate);
         bool open = __shfl_sync(~0u, gate & CUDA_GATE_OPEN, 0);
         __syncwarp(); /* what the lane that has asked the gate may see, all may */
         uint64_t view = turn_load_view(l);
@@ -339,8 +334,6 @@ __device__ inline void turn_epilogue(const struct cuda_launch &l, enum turn_oper
         turn_disagree(l, turn);
     if (l.begins_step)
         step_note_begun(l, turn);
-    if (l.begins_step && found_void > 0) /* the block that told may have found it otherwise */
-        step_tell_begun(l, turn);
     if (turn->live && turn_begins_pair(operation)) {
         x->pair.epoch = turn->epoch;
         x->pair.sequence = turn->sequence;
@@ -356,12 +349,15 @@ __device__ void turn_leave(const struct cuda_launch &l, enum turn_operation oper
                            bool told_peers)
 {
     __syncthreads();
-    uint32_t found_void;
-    if (threadIdx.x != 0 || !turn_count_out(l, turn, told_peers, &found_void))
+    if (threadIdx.x != 0)
         return;
-    __threadfence();
-    turn_epilogue(l, operation, turn, found_void);
-    __threadfence();
+    uint32_t found_void;
+    if (turn_count_out(l, turn, told_peers, &found_void)) {
+        __threadfence();
+        turn_epilogue(l, operation, turn, found_void);
+        if (FT && l.ends_step)
+            __threadfence(); /* peers have been told; what only this stream's kernels read needs no fence */
+    }
     if (FT)
-        atomicAdd((unsigned long long *)&l.control->gate, (unsigned long long)-(long long)gridDim.x);
+        gate_leave(l.control, blockIdx.x);
 }
