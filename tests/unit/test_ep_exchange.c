@@ -697,8 +697,16 @@ static void many_tokens(void **state)
          UNEVEN,
          FLAT,
          .in_place = 1},
+        {.name = "many long rows, flat", .hidden = 2880, .max_tokens = 500, .slots = 2, .topk = 2, FLAT, .in_place = 1},
+        {.name = "many long rows, rank-major",
+         .hidden = 1444,
+         .max_tokens = 500,
+         .slots = 2,
+         .topk = 2,
+         FP32,
+         RANK_MAJOR},
     };
-    assert_true(rounds_run(2, &cases[1], 3, 1, false));
+    assert_true(rounds_run(2, &cases[1], COUNT(cases) - 1, 1, false));
     assert_true(rounds_run(1, &cases[0], 1, 1, false));
 }
 

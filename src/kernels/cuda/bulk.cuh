@@ -153,6 +153,15 @@ __device__ __forceinline__ void bulk_settle()
     __syncwarp();
 }
 
+/* The same for all that was stored from it, the newest too. */
+__device__ __forceinline__ void bulk_stored()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+#endif
+    __syncwarp();
+}
+
 /* What the lanes have written into the stage may be stored from it. The whole warp. */
 __device__ __forceinline__ void bulk_filled()
 {
@@ -162,12 +171,11 @@ __device__ __forceinline__ void bulk_filled()
     __syncwarp();
 }
 
-/* Waits until everything that the warp has begun to store is stored; see bulk_settle(). The whole warp. */
+/* The warp is done with the stage: waits as bulk_stored() does. The whole warp. */
 __device__ __forceinline__ void bulk_close(const struct bulk_stage *stage)
 {
+    bulk_stored();
 #if __CUDA_ARCH__ >= 900
-    asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
-    __syncwarp();
     if ((threadIdx.x & 31) == 0)
         asm volatile("mbarrier.inval.shared::cta.b64 [%0];" ::"r"(bulk_shared(stage->barrier)) : "memory");
 #endif

@@ -142,12 +142,30 @@ static void plan_few(const struct exchange_shape *shape, int32_t tokens, struct 
     plan->threads = pieces <= 128 ? 128 : plan_least((pieces + 31) / 32 * 32, most);
 }
 
-static void plan_many(const struct exchange_shape *shape, int32_t shared_bytes, struct cuda_plan *plan)
+/* Two warps share each of the last tokens, as many as all warps can share, if a row is long enough. */
+static void plan_last(const struct exchange_shape *shape, int32_t tokens, struct cuda_plan *plan)
 {
+    enum { SHARES = 2, UNIT = 32 * SUM_LANE_PIECES };
+    int32_t pieces = (int32_t)(shape->result_bytes / SUM_PIECE), warps = plan->receive_blocks * (plan->threads / 32);
+    plan->receive_cut = plan_cut(plan_least(SHARES, pieces / UNIT), 1, pieces, UNIT);
+    int32_t shared = warps >> plan->receive_cut.log2_parts;
+    plan->receive_alone = tokens > shared ? tokens - shared : 0;
+}
+
+/*
+ * A row for each stage is on its way at a time. More than fill the link would only come later, all of them: what peers could
+ * add up meanwhile would come at the end.
+ */
+static void plan_many(const struct exchange_shape *shape, int32_t tokens, int32_t shared_bytes, struct cuda_plan *plan)
+{
+    enum { UNDER_WAY = 4 << 20 };
     plan->streams = true;
     plan->threads = OPERATIONS_SUM_WARP_THREADS;
+    plan_last(shape, tokens, plan);
     plan->stage_bytes = plan_stage_bytes(shape->return_bytes);
     plan->stages = plan_least(shared_bytes / plan->stage_bytes, plan->threads / 32 - 1); /* and the postman */
+    int32_t each_bytes = plan->send_blocks * plan->stage_bytes;
+    plan->stages = plan_least(plan->stages, (UNDER_WAY + each_bytes - 1) / each_bytes);
     plan->shared_bytes = plan->stages * plan->stage_bytes;
     int32_t awaited_bytes = plan->threads / 32 * (int32_t)sizeof(struct awaited);
     plan->shared_bytes = plan->shared_bytes > awaited_bytes ? plan->shared_bytes : awaited_bytes;
@@ -168,7 +186,7 @@ struct cuda_plan combine_plan(const struct exchange_shape *shape, int32_t tokens
     plan.receive_blocks = streams && blocks > 3 ? blocks - blocks / 2 : third;
     plan.send_blocks = blocks > 3 ? blocks - plan.receive_blocks : 1;
     if (streams)
-        plan_many(shape, limits->shared_bytes, &plan);
+        plan_many(shape, tokens, limits->shared_bytes, &plan);
     else
         plan_few(shape, tokens, &plan);
     return plan;

@@ -128,11 +128,11 @@ __device__ __forceinline__ void add_up_token(const struct exchange_shape &shape,
     if (Facts::QUANTISED)
         return_add_up<Facts::TYPE>(shape, parts, to);
     else
-        sum_row<Facts::TYPE>(parts, to, shape.result_bytes);
+        sum_row<Facts::TYPE, !Facts::SUMS>(parts, to, shape.result_bytes);
 }
 
 /* A thread's pieces of a part of a token that comes home in words. False: the step is void. */
-template <bool FT, enum exchange_type TYPE>
+template <typename Facts>
 __device__ inline bool add_up_words(const struct cuda_launch &l, const struct turn *turn, const struct owed *owed,
                                     const struct words_share &share, unsigned char *to)
 {
@@ -146,17 +146,18 @@ __device__ inline bool add_up_words(const struct cuda_launch &l, const struct tu
                 return begin + i / 2 < owed->parts.count ? row + 2 * n + i % 2 : NULL;
             };
             auto peer = [&](int i) { return owed->from[begin + i / 2]; };
-            if (!words_await<FT, 2 * SUM_FLIGHT>(l, turn, MUSTER_PHASE_COMBINE, word, peer, value))
+            if (!words_await<Facts::FT, 2 * SUM_FLIGHT>(l, turn, MUSTER_PHASE_COMBINE, word, peer, value))
                 return false;
 #pragma unroll
             for (int i = 0; i < SUM_FLIGHT; i++)
                 if (begin + i < owed->parts.count)
-                    sum_add<TYPE>(total, words_piece(value[2 * i], value[2 * i + 1]), owed->parts.weight[begin + i]);
+                    sum_add<Facts::TYPE, !Facts::SUMS>(total, words_piece(value[2 * i], value[2 * i + 1]),
+                                                       owed->parts.weight[begin + i]);
         }
         if (aligned)
-            sum_store<true>(to + (size_t)n * SUM_PIECE, sum_round<TYPE>(total));
+            sum_store<true>(to + (size_t)n * SUM_PIECE, sum_round<Facts::TYPE>(total));
         else
-            sum_store<false>(to + (size_t)n * SUM_PIECE, sum_round<TYPE>(total));
+            sum_store<false>(to + (size_t)n * SUM_PIECE, sum_round<Facts::TYPE>(total));
     }
     return true;
 }
@@ -187,7 +188,7 @@ __device__ inline bool add_up_unit(const struct cuda_launch &l, const struct tur
     unsigned char *to = out + (size_t)token * l.shape.result_bytes;
     if (Facts::KIND == COMBINE_WORDS) {
         struct words_share share = words_share(l.plan.receive_cut, (int32_t)(l.shape.result_bytes / SUM_PIECE), unit);
-        return __syncthreads_and(add_up_words<Facts::FT, Facts::TYPE>(l, turn, owed, share, to));
+        return __syncthreads_and(add_up_words<Facts>(l, turn, owed, share, to));
     }
     bool come = true;
     if (threadIdx.x < 32)

@@ -54,16 +54,14 @@ __device__ inline void stream_home(struct bulk_stage *stage, const struct home_b
     int lane = threadIdx.x & 31;
     if (bulk_can(copy_bits(row.from)))
         bulk_move(stage, row.from, bytes, lane == 0 ? row.to : NULL);
-    else {
+    else
         copy_row(row.to, row.from, bytes, lane, 32);
-        bulk_store(stage, 0, NULL, 0); /* so that bulk_settle() counts this row too */
-    }
 }
 
 /*
  * Each lane finds out about another of the warp's next rows, since that takes several loads, one after the other. A row's
- * flag is posted when others are under way (X5): what one lane had the engine store, all know to be stored after the warp's
- * barrier. Credit as in send_rows_home().
+ * flag is posted before the next row (X5): what one lane had the engine store, all know to be stored after the warp's barrier.
+ * Credit as in send_rows_home().
  */
 __device__ inline void stream_rows_home(const struct cuda_launch &l, const struct turn *turn,
                                         const struct combine_send_args &send, struct bulk_stage *stage,
@@ -71,7 +69,6 @@ __device__ inline void stream_rows_home(const struct cuda_launch &l, const struc
 {
     int32_t lane = (int32_t)threadIdx.x & 31, all = l.shape.tokens * turn->ranks; /* at most 2^23 */
     struct post_pending pending = post_nothing();
-    uint32_t sent = 0;
     for (int32_t first = warp; first < all; first += 32 * warps) {
         struct home_bound mine = find_home(l, turn, send, first + lane * warps, all);
         if (!__all_sync(~0u, mine.good))
@@ -79,11 +76,12 @@ __device__ inline void stream_rows_home(const struct cuda_launch &l, const struc
         for (unsigned left = __ballot_sync(~0u, mine.from != NULL); left; left &= left - 1) {
             struct home_bound row = home_of(mine, __ffs(left) - 1);
             stream_home(stage, row, l.shape.return_bytes);
-            post_gather(office, &pending, sent++, row.flag);
+            bulk_stored();
+            post_flags(office, &pending, lane == 0 ? row.flag : ~0u);
         }
     }
     bulk_close(stage);
-    post_close_gathered(office, &pending);
+    post_close(office, &pending);
 }
 
 /* As many warps send as there are stages; the last of the block is the postman. */
@@ -105,34 +103,57 @@ __device__ inline void stream_send_block(const struct cuda_launch &l, const stru
     stream_rows_home(l, turn, send, &stage, &office, warp * blocks + block, l.plan.stages * blocks);
 }
 
-/* By a warp: waits for a token that these ranks owe something, and adds up. False: the step is void. */
+/*
+ * A warp's unit of work is a token, but for the last ones, which several warps share: else the last token to come would take
+ * as long as one warp needs for all of it.
+ */
+__device__ __forceinline__ int32_t stream_unit_token(const struct cuda_plan &plan, int32_t unit)
+{
+    if (unit < plan.receive_alone)
+        return unit;
+    return plan.receive_alone + words_row_of(plan.receive_cut, unit - plan.receive_alone);
+}
+
+/* Of the token's pieces. */
+__device__ __forceinline__ struct words_share stream_unit_share(const struct cuda_launch &l, int32_t unit)
+{
+    int32_t pieces = (int32_t)(l.shape.result_bytes / SUM_PIECE);
+    if (unit < l.plan.receive_alone)
+        return {0, pieces};
+    return words_share(l.plan.receive_cut, pieces, unit - l.plan.receive_alone);
+}
+
+/* By a warp: waits for a token that these ranks owe something, and adds up its share of it. False: the step is void. */
 template <typename Facts>
-__device__ inline bool stream_token_home(const struct cuda_launch &l, const struct turn *turn,
-                                         const struct combine_receive_args &args, int32_t token,
+__device__ inline bool stream_share_home(const struct cuda_launch &l, const struct turn *turn,
+                                         const struct combine_receive_args &args, int32_t unit,
                                          const muster_mask &ranks, struct owed *owed)
 {
+    int32_t token = stream_unit_token(l.plan, unit);
+    struct words_share share = stream_unit_share(l, unit);
     find_ranks(l, token, ranks, owed);
     __syncwarp(); /* each lane may see all of it */
     if (!await_owed<Facts::FT, true>(l, turn, owed, token))
         return false;
-    sum_row_by_warp<Facts::TYPE>(&owed->parts, args.out + (size_t)token * l.shape.result_bytes, l.shape.result_bytes);
+    sum_row_by_warp<Facts::TYPE>(&owed->parts, args.out + (size_t)token * l.shape.result_bytes,
+                                 (size_t)share.begin * SUM_PIECE, (size_t)share.end * SUM_PIECE);
     __syncwarp();
     return true;
 }
 
-/* What a warp knows of its next tokens, and of the one at hand. In shared memory. */
+/* What a warp knows of its next units, which are tokens or parts of them, and of the one at hand. In shared memory. */
 struct awaited {
     muster_mask ranks[32];
     struct owed owed;
 };
 
-/* Each lane reads for another of the warp's next tokens what is owed to it, as in stream_rows_home(). */
-__device__ __forceinline__ void look_ahead(const struct cuda_launch &l, int32_t first, int32_t step, int32_t tokens,
+/* Each lane reads for another of the warp's next units what is owed to its token, as in stream_rows_home(). */
+__device__ __forceinline__ void look_ahead(const struct cuda_launch &l, int32_t first, int32_t step, int32_t units,
                                            muster_mask *ranks)
 {
-    int32_t lane = (int32_t)threadIdx.x & 31, token = first + lane * step;
-    if (token < tokens)
-        ranks[lane] = ranks_of(l, token);
+    int32_t lane = (int32_t)threadIdx.x & 31, unit = first + lane * step;
+    if (unit < units)
+        ranks[lane] = ranks_of(l, stream_unit_token(l.plan, unit));
     __syncwarp();
 }
 
@@ -142,11 +163,12 @@ __device__ inline void stream_receive_block(const struct cuda_launch &l, const s
                                             unsigned char *shared, int block, int blocks)
 {
     int32_t warp = (int32_t)threadIdx.x / 32, step = (int32_t)blockDim.x / 32 * blocks;
+    int32_t alone = l.plan.receive_alone, units = alone + ((tokens - alone) << l.plan.receive_cut.log2_parts);
     struct awaited *next = (struct awaited *)shared + warp;
-    for (int32_t n = 0, token = warp * blocks + block; token < tokens; n++, token += step) {
+    for (int32_t n = 0, unit = warp * blocks + block; unit < units; n++, unit += step) {
         if (n % 32 == 0)
-            look_ahead(l, token, step, tokens, next->ranks);
-        if (!stream_token_home<Facts>(l, turn, args, token, next->ranks[n % 32], &next->owed))
+            look_ahead(l, unit, step, units, next->ranks);
+        if (!stream_share_home<Facts>(l, turn, args, unit, next->ranks[n % 32], &next->owed))
             return;
     }
 }

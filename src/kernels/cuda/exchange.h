@@ -70,6 +70,7 @@ struct cuda_plan {
     bool streams; /* rows leave through stages, which takes few blocks; otherwise with ordinary stores */
     bool words; /* this rank's rows, and their results, travel in words: see words.cuh */
     struct cuda_cut send_cut, receive_cut; /* of rows that are sent, and received, in words */
+    int32_t receive_alone; /* combine that streams: so many tokens come first that receive_cut is not for */
     int32_t threads;
     int32_t shared_bytes; /* of a block: table and tokens of batches (dispatch), stages */
     int32_t table_bytes; /* dispatch: routes to each slot (senders), or first rows of slots (receivers) */

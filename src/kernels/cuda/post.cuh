@@ -28,7 +28,6 @@ struct post_office {
 /* What one warp has yet to post: flags of rows whose stores were begun last, and of those before. Of a lane. */
 struct post_pending {
     uint32_t older, last;
-    uint32_t gathered; /* see post_gather() */
     uint32_t posted; /* boxes, so far */
 };
 
@@ -43,7 +42,7 @@ __device__ __forceinline__ uint32_t post_flag(int rank, size_t index)
 
 __device__ __forceinline__ struct post_pending post_nothing()
 {
-    return {~0u, ~0u, ~0u, 0};
+    return {~0u, ~0u, 0};
 }
 
 /* Once, by all threads of the block, before a barrier. */
@@ -58,6 +57,8 @@ __device__ __forceinline__ void post_open(struct post_office *office, int warps)
 /* What the lanes' flags tell of is stored, and known to be stored by this warp. */
 __device__ inline void post_flags(struct post_office *office, struct post_pending *pending, uint32_t flag)
 {
+    if (!__any_sync(~0u, flag != ~0u))
+        return;
     struct post_box *box = &office->box[pending->posted++ % POST_BOXES][threadIdx.x / 32];
     while (share_read(&box->full))
         __nanosleep(50);
@@ -75,8 +76,7 @@ __device__ inline void post_flags(struct post_office *office, struct post_pendin
 __device__ inline void post_later(struct post_office *office, struct post_pending *pending, uint32_t flag)
 {
     bulk_settle();
-    if (__any_sync(~0u, pending->older != ~0u))
-        post_flags(office, pending, pending->older);
+    post_flags(office, pending, pending->older);
     pending->older = pending->last;
     pending->last = flag;
 }
@@ -88,34 +88,6 @@ __device__ inline void post_close(struct post_office *office, struct post_pendin
     post_flags(office, pending, pending->last);
     if ((threadIdx.x & 31) == 0)
         share_add(&office->open, ~0u);
-}
-
-/*
- * The same two for rows that go to one place each, whose flag all lanes know: the flags of several go into one box. `row`
- * counts the warp's rows; a lane keeps the flag of the row whose number it has.
- */
-__device__ inline void post_gather(struct post_office *office, struct post_pending *pending, uint32_t row,
-                                   uint32_t flag)
-{
-    enum { GATHERED = 4 };
-    bulk_settle();
-    if ((threadIdx.x & 31) == row % GATHERED)
-        pending->gathered = pending->older;
-    pending->older = pending->last;
-    pending->last = flag;
-    if (row % GATHERED != GATHERED - 1)
-        return;
-    post_flags(office, pending, pending->gathered);
-    pending->gathered = ~0u;
-}
-
-__device__ inline void post_close_gathered(struct post_office *office, struct post_pending *pending)
-{
-    int lane = threadIdx.x & 31;
-    post_flags(office, pending, pending->gathered);
-    pending->older = lane == 0 ? pending->older : ~0u;
-    pending->last = lane == 0 ? pending->last : ~0u;
-    post_close(office, pending);
 }
 
 /* By all lanes of the postman: raises what is in the boxes. False: there was nothing. */

@@ -67,9 +67,9 @@ __device__ inline void return_sum(const struct exchange_shape &shape, const stru
 {
     return_quantised<TYPE>(shape, to, [&](size_t at, float(&value)[8]) {
         if (parts->aligned)
-            sum_totals<TYPE, true, 1, SUM_PIECE>(parts, at, at + SUM_PIECE, &value);
+            sum_totals<TYPE, true, true, 1, SUM_PIECE>(parts, at, at + SUM_PIECE, &value);
         else
-            sum_totals<TYPE, false, 1, SUM_PIECE>(parts, at, at + SUM_PIECE, &value);
+            sum_totals<TYPE, true, false, 1, SUM_PIECE>(parts, at, at + SUM_PIECE, &value);
     });
 }
 
