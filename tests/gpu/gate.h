@@ -12,12 +12,12 @@ extern "C" {
 #endif
 
 /*
- * A kernel of so many blocks, which only enqueues: each enters the gate, tells in `found` (one word each, 0 before) what it
- * found, or GATE_FOUND_NOTHING in place of 0, and leaves; but the block `stays` waits before it leaves until *leave is not 0, for
- * some seconds at most. `found` and `leave` are in host memory that the device sees.
+ * A kernel of so many blocks, which only enqueues: each enters the gate, and tells in `found` (one word each, 0 before) what it
+ * found, or GATE_FOUND_NOTHING in place of 0. The first one leaves for all when *leave is not 0, or after some seconds. `found` and
+ * `leave` are in host memory that the device sees.
  */
-cudaError_t gate_visit(struct cuda_control *control, uint64_t *found, const uint64_t *leave, unsigned stays,
-                       unsigned blocks, cudaStream_t stream);
+cudaError_t gate_visit(struct cuda_control *control, uint64_t *found, const uint64_t *leave, unsigned blocks,
+                       cudaStream_t stream);
 
 #define GATE_FOUND_NOTHING UINT64_MAX
 

@@ -204,6 +204,41 @@ static void leave_a_step_open(struct cluster_rank *self)
     muster_ep_destroy(ep);
 }
 
+/*
+ * An epoch ends when most blocks of a kernel have come, and gone, and one has not entered (MUSTER_SIMT_LATE_MS makes it late):
+ * until that has, no other epoch begins, in which it would begin a step alone.
+ */
+static void end_the_epoch_before_the_last_block(struct cluster_rank *self)
+{
+    cluster_at("an epoch that ends before the last block of a kernel enters");
+    muster_ep *ep = rounds_create(self, &plain);
+    struct party *p = party_open(self->context, self->rank);
+    say_ready(self);
+    uint32_t epoch = cluster_await_view(self, RANKS, 0).epoch;
+    expect_status(muster_ep_dispatch_send(ep, &p->dispatch, backend_stream()), MUSTER_OK, "dispatch_send");
+    cluster_sleep_ms(100);
+    cluster_barrier(self);
+    if (self->rank == 1)
+        expect_status(muster_group_abort(self->group), MUSTER_OK, "muster_group_abort");
+    cluster_await_end(self, epoch);
+    say_ready(self);
+    while (cudaStreamQuery(backend_stream()) == cudaErrorNotReady) {
+        muster_view view;
+        expect_status(muster_group_view(self->group, &view), MUSTER_OK, "muster_group_view");
+        expect(!(view.ready && view.epoch > epoch) || cudaStreamQuery(backend_stream()) == cudaSuccess,
+               "epoch %u began before all blocks of a kernel of %u had entered", view.epoch, epoch);
+        cluster_sleep_ms(1);
+    }
+    expect_status(muster_ep_dispatch_receive(ep, &p->dispatch, backend_stream()), MUSTER_OK, "dispatch_receive");
+    expect_status(muster_ep_combine(ep, &p->combine, backend_stream()), MUSTER_OK, "combine");
+    muster_verdict verdict = cluster_verdict(self);
+    expect(verdict.status != MUSTER_OK, "a step whose epoch ended is good");
+    party_close(p);
+    cluster_await_view(self, RANKS, epoch);
+    rounds_exchange(self, ep, self->context);
+    muster_ep_destroy(ep);
+}
+
 static bool run_with_world(cluster_function *function)
 {
     struct world *world = world_make(&plain, RANKS, mask_first(RANKS), 7);
@@ -231,6 +266,12 @@ static void the_next_epoch_waits_for_a_step_that_is_open(void **state)
 {
     (void)state;
     assert_true(run_with_world(leave_a_step_open));
+}
+
+static void blocks_that_find_another_epoch_begin_no_step_of_it(void **state)
+{
+    (void)state;
+    assert_true(run_with_world(end_the_epoch_before_the_last_block));
 }
 
 /* A captured step goes on to be right in the epoch that follows: nothing of a view is frozen in the graph. */
@@ -301,6 +342,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_step_that_began_unread_stays_void),
         cmocka_unit_test(blocks_that_find_no_failure_do_not_wait_for_those_that_did),
         cmocka_unit_test(the_next_epoch_waits_for_a_step_that_is_open),
+        cmocka_unit_test(blocks_that_find_another_epoch_begin_no_step_of_it),
         cmocka_unit_test(captured_steps_survive_a_view_change),
         cmocka_unit_test(survivors_go_on),
     };

@@ -6,9 +6,8 @@
  * line of its own: at a single word the blocks of a kernel would queue. A block enters by its door with one atomic addition,
  * which tells it the epoch in the same instant as it makes itself known; the agent ends an epoch with one atomic operation on
  * each door, and then sees how many blocks are still inside. So either a block sees the new epoch and does nothing, or the agent
- * sees the block and waits for it: no fence is needed for that. The agent opens all doors and then the gate; a failure shuts the
- * gate alone. So a block may go on if it finds both open in the same epoch, and what it finds at its door, which it acquires,
- * comes after the view.
+ * sees the block and waits for it. The agent shuts the gate before the doors, and opens it after them; a failure shuts the gate
+ * alone. So who finds a door open sees the view, and who looks at the gate after that sees no older epoch than the door's.
  */
 #ifndef CUDA_CONTROL_H
 #define CUDA_CONTROL_H

@@ -56,7 +56,7 @@ struct cuda_limits {
     bool early; /* see launch_kernel() */
 };
 
-/* How blocks share a row that travels in words: 2^log2_parts of them, each `size` of what a row is counted in, or fewer. */
+/* How blocks, or warps, share a row: 2^log2_parts of them, each `size` of what a row is counted in, or fewer. */
 struct cuda_cut {
     int32_t log2_parts, size;
 };
@@ -69,8 +69,8 @@ struct cuda_plan {
     bool early; /* see launch_kernel() */
     bool streams; /* rows leave through stages, which takes few blocks; otherwise with ordinary stores */
     bool words; /* this rank's rows, and their results, travel in words: see words.cuh */
-    struct cuda_cut send_cut, receive_cut; /* of rows that are sent, and received, in words */
-    int32_t receive_alone; /* combine that streams: so many tokens come first that receive_cut is not for */
+    struct cuda_cut send_cut, receive_cut; /* of rows that are sent, and received, in words, or see receive_alone */
+    int32_t receive_alone; /* combine that streams: so many tokens are whole, the others cut by receive_cut */
     int32_t threads;
     int32_t shared_bytes; /* of a block: table and tokens of batches (dispatch), stages */
     int32_t table_bytes; /* dispatch: routes to each slot (senders), or first rows of slots (receivers) */

@@ -17,23 +17,25 @@ __device__ __forceinline__ uint64_t *gate_door(struct cuda_control *control, uns
 }
 
 /*
- * Counts the block in, and returns the gate: epoch, and whether it is open. If so, the epoch stays, and the view, for as long as
- * the block is inside. Where gate and door differ an epoch ends, begins or has failed, and the gate counts as shut. One thread.
+ * Counts the block in, and returns its door: epoch, and open. If it is, the view stays for as long as the block is inside, and
+ * this thread sees it. Whether the epoch goes on is asked at the gate, afterwards: that is never of an older one. One thread.
  */
 __device__ __forceinline__ uint64_t gate_enter(struct cuda_control *control, unsigned block)
 {
-    uint64_t gate = word_look(&control->gate); /* both are under way together, in either order */
-    uint64_t door = word_add_acquire(gate_door(control, block), 1) & ~CUDA_DOOR_INSIDE;
-    if (gate == door)
-        return gate;
-    uint32_t newer = gate_epoch(gate > door ? gate : door);
-    return (uint64_t)newer << CUDA_GATE_EPOCH_SHIFT;
+    return word_add_acquire(gate_door(control, block), 1) & ~CUDA_DOOR_INSIDE;
 }
 
-/* What the block has stored is fenced off before, on this device at least. */
-__device__ __forceinline__ void gate_leave(struct cuda_control *control, unsigned block)
+/*
+ * For all blocks of a kernel, by the last of them: until then none of them is outside, so no other epoch begins while some have
+ * yet to enter. What they have stored this thread has seen, and fenced off on this device at least.
+ */
+__device__ __forceinline__ void gate_leave(struct cuda_control *control, unsigned blocks)
 {
-    atomicAdd((unsigned long long *)gate_door(control, block), ~0ull);
+#pragma unroll 1
+    for (unsigned door = 0; door < CUDA_DOORS && door < blocks; door++) {
+        unsigned inside = (blocks - door + CUDA_DOORS - 1) / CUDA_DOORS;
+        atomicAdd((unsigned long long *)gate_door(control, door), (unsigned long long)-(long long)inside);
+    }
 }
 
 #endif

@@ -19,6 +19,8 @@ static __global__ void raise_kernel(struct cuda_control *control, struct cuda_ma
         return;
     if (threadIdx.x == 0)
         word_store(&control->gate, after);
+    __syncwarp();
+    __threadfence(); /* whoever finds a door of the new epoch finds the gate so, too */
     atomicAdd((unsigned long long *)door, (unsigned long long)(after - before));
     while (word_look(door) & CUDA_DOOR_INSIDE)
         __nanosleep(200);
@@ -60,16 +62,23 @@ static __global__ void forget_kernel(struct cuda_control *control)
 
 /* ------------------------------------------------------------------------------------------- a step, by the caller */
 
+/* Returns the gate. If it is open, the view stays meanwhile. */
+static __device__ uint64_t step_enter(struct cuda_control *control)
+{
+    gate_enter(control, 0);
+    return flag_read(&control->gate);
+}
+
 static __device__ void step_leave(struct cuda_control *control)
 {
     __threadfence();
-    gate_leave(control, 0);
+    gate_leave(control, 1);
 }
 
 static __global__ void step_begin_kernel(struct cuda_launch l)
 {
     __shared__ struct turn turn;
-    uint64_t gate = gate_enter(l.control, 0);
+    uint64_t gate = step_enter(l.control);
     turn.view = l.control->view;
     turn.step = l.control->step;
     turn.epoch = gate_epoch(gate);
@@ -95,7 +104,7 @@ static __global__ void step_begin_kernel(struct cuda_launch l)
 /* An epoch that ended before the step did makes it void: its last operation may have been the one that was called off. */
 static __global__ void step_end_kernel(struct cuda_launch l)
 {
-    uint64_t gate = gate_enter(l.control, 0);
+    uint64_t gate = step_enter(l.control);
     if (!turn_void(l) && gate_epoch(gate) != l.control->step.epoch)
         turn_fail(l, MUSTER_REASON_EPOCH, MUSTER_PHASE_STEP, -1, l.control->step.epoch, 0);
     __threadfence_system();
@@ -117,7 +126,7 @@ static __device__ bool mask_allowed(const struct cuda_exchange *x, const struct 
 
 static __global__ void mask_kernel(struct cuda_launch l, muster_mask mask)
 {
-    uint64_t gate = gate_enter(l.control, 0);
+    uint64_t gate = step_enter(l.control);
     uint32_t epoch = gate_epoch(gate);
     struct cuda_exchange *x = l.exchange;
     if (!turn_void(l) && l.control->view.epoch == epoch) {

@@ -90,9 +90,8 @@ __device__ __forceinline__ struct turn_state turn_read_state(const struct cuda_l
 }
 
 /*
- * The gate tells the epoch and counts this block in one operation. A step that is void, or of another epoch, gets no
- * further; a pair whose dispatch was of another epoch neither; nor a step or pair for
- * which no number is left.
+ * What the gate is when the kernel before is over decides. A step that is void, or of another epoch, gets no further; a pair
+ * whose dispatch was of another epoch neither; nor a step or pair for which no number is left.
  */
 __device__ __forceinline__ muster_reason turn_admission(const struct cuda_launch &l, enum turn_operation operation,
                                                         const struct turn_state &now, const struct turn *turn)
@@ -188,8 +187,8 @@ __device__ inline void step_tell_begun(const struct cuda_launch &l, const struct
 }
 
 /*
- * The gate comes first: if it is open, its epoch and the view stay while this block is inside. If it was not, the view may be
- * about to change, and is read again. Whether the epoch is open, and has not failed, is asked when the kernel before is
+ * The door comes first: if it is open, its epoch's view stays while this block is inside. If it was not, the view may be about
+ * to change, and is read again. Whether the epoch is open, and has not failed, is asked at the gate when the kernel before is
  * over.
  */
 template <bool FT, typename Prepare>
@@ -349,15 +348,13 @@ __device__ void turn_leave(const struct cuda_launch &l, enum turn_operation oper
                            bool told_peers)
 {
     __syncthreads();
-    if (threadIdx.x != 0)
-        return;
     uint32_t found_void;
-    if (turn_count_out(l, turn, told_peers, &found_void)) {
-        __threadfence();
-        turn_epilogue(l, operation, turn, found_void);
-        if (FT && l.ends_step)
-            __threadfence(); /* peers have been told; what only this stream's kernels read needs no fence */
-    }
+    if (threadIdx.x != 0 || !turn_count_out(l, turn, told_peers, &found_void))
+        return;
+    __threadfence();
+    turn_epilogue(l, operation, turn, found_void);
+    if (FT && l.ends_step)
+        __threadfence(); /* peers have been told; what only this stream's kernels read needs no fence */
     if (FT)
-        gate_leave(l.control, blockIdx.x);
+        gate_leave(l.control, gridDim.x);
 }
