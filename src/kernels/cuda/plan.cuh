@@ -42,7 +42,7 @@ static inline bool plan_is_in_words(const struct exchange_shape *shape, int32_t 
     return chosen && tokens <= shape->word_tokens && shape->word_tokens > 0;
 }
 
-/* Blocks share each of `rows` rows that travel in words, `count` pieces or words long, in whole units. */
+/* So many blocks, or warps, share `rows` rows, `count` pieces or words long each, in whole units. */
 static inline struct cuda_cut plan_cut(int32_t blocks, int32_t rows, int32_t count, int32_t unit)
 {
     struct cuda_cut cut = {0, 0};

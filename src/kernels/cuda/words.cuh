@@ -19,7 +19,7 @@
 
 enum { WORDS_WARP_PIECES = 32 }; /* 16 bytes, which are two words, for each lane */
 
-/* A block's share of a row: of something that is counted, from `begin` to before `end`. */
+/* A block's share of a row, or a warp's (combine_stream.cuh): of something that is counted, from `begin` to before `end`. */
 struct words_share {
     int32_t begin, end;
 };
