@@ -135,8 +135,8 @@ static void plan_few(const struct exchange_shape *shape, int32_t tokens, struct 
     int32_t pieces = (int32_t)(shape->result_bytes / SUM_PIECE);
     int32_t most = combine_threads(plan->words ? COMBINE_WORDS : COMBINE_PLAIN);
     int32_t cut_for = plan->words ? tokens : shape->tokens, rows = tokens > 0 ? tokens : 1;
-    plan->send_cut = plan_cut(plan->send_blocks, cut_for * shape->ranks, pieces, WORDS_WARP_PIECES);
-    plan->receive_cut = plan_cut(plan->words ? plan->receive_blocks : 0, rows, pieces, WORDS_WARP_PIECES);
+    plan->send_cut = cut_rows(plan->send_blocks, cut_for * shape->ranks, pieces, WORDS_WARP_PIECES);
+    plan->receive_cut = cut_rows(plan->words ? plan->receive_blocks : 0, rows, pieces, WORDS_WARP_PIECES);
     plan->send_blocks = plan_least(plan->send_blocks, shape->tokens * shape->ranks << plan->send_cut.log2_parts);
     plan->receive_blocks = plan_least(plan->receive_blocks, rows << plan->receive_cut.log2_parts);
     plan->threads = pieces <= 128 ? 128 : plan_least((pieces + 31) / 32 * 32, most);
@@ -147,7 +147,7 @@ static void plan_last(const struct exchange_shape *shape, int32_t tokens, struct
 {
     enum { SHARES = 2, UNIT = 32 * SUM_LANE_PIECES };
     int32_t pieces = (int32_t)(shape->result_bytes / SUM_PIECE), warps = plan->receive_blocks * (plan->threads / 32);
-    plan->receive_cut = plan_cut(plan_least(SHARES, pieces / UNIT), 1, pieces, UNIT);
+    plan->receive_cut = cut_rows(plan_least(SHARES, pieces / UNIT), 1, pieces, UNIT);
     int32_t shared = warps >> plan->receive_cut.log2_parts;
     plan->receive_alone = tokens > shared ? tokens - shared : 0;
 }

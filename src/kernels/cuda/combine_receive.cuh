@@ -134,7 +134,7 @@ __device__ __forceinline__ void add_up_token(const struct exchange_shape &shape,
 /* A thread's pieces of a part of a token that comes home in words. False: the step is void. */
 template <typename Facts>
 __device__ inline bool add_up_words(const struct cuda_launch &l, const struct turn *turn, const struct owed *owed,
-                                    const struct words_share &share, unsigned char *to)
+                                    const struct cut_share &share, unsigned char *to)
 {
     bool aligned = copy_width(copy_bits(to)) == 16;
     for (int32_t n = share.begin + (int32_t)threadIdx.x; n < share.end; n += (int32_t)blockDim.x) {
@@ -167,7 +167,7 @@ template <typename Facts>
 __device__ inline void find_tokens(const struct cuda_launch &l, int32_t tokens, int32_t first, int32_t warp,
                                    struct adding *a)
 {
-    int32_t token = words_row_of(l.plan.receive_cut, first + warp * l.plan.receive_blocks);
+    int32_t token = cut_row(l.plan.receive_cut, first + warp * l.plan.receive_blocks);
     if (warp < ADD_TOKENS && token < tokens)
         find_token<Facts>(l, token, &a->token[warp]);
 }
@@ -184,10 +184,10 @@ template <typename Facts>
 __device__ inline bool add_up_unit(const struct cuda_launch &l, const struct turn *turn, const struct owed *owed,
                                    int32_t unit, unsigned char *out)
 {
-    int32_t token = words_row_of(l.plan.receive_cut, unit);
+    int32_t token = cut_row(l.plan.receive_cut, unit);
     unsigned char *to = out + (size_t)token * l.shape.result_bytes;
     if (Facts::KIND == COMBINE_WORDS) {
-        struct words_share share = words_share(l.plan.receive_cut, (int32_t)(l.shape.result_bytes / SUM_PIECE), unit);
+        struct cut_share share = cut_share(l.plan.receive_cut, (int32_t)(l.shape.result_bytes / SUM_PIECE), unit);
         return __syncthreads_and(add_up_words<Facts>(l, turn, owed, share, to));
     }
     bool come = true;

@@ -315,7 +315,7 @@ __device__ inline void return_rows(const struct cuda_launch &l, const struct tur
 /* A share of the sum of a row's results. A warp takes 32 pieces at a time. */
 template <enum exchange_type TYPE>
 __device__ inline void return_sum_in_words(const struct cuda_launch &l, const struct turn *turn,
-                                           const struct returned_row *row, const struct words_share &share)
+                                           const struct returned_row *row, const struct cut_share &share)
 {
     size_t to = (size_t)(turn->rank * l.shape.word_tokens + row->token);
     struct exchange_word *home = words_result(l.shape, region_at(turn, row->rank, 0), to);
@@ -331,7 +331,7 @@ __device__ inline void return_sum_in_words(const struct cuda_launch &l, const st
 
 /* A share of each of them. */
 __device__ inline void return_each_in_words(const struct cuda_launch &l, const struct turn *turn,
-                                            const struct returned_row *row, const struct words_share &share)
+                                            const struct returned_row *row, const struct cut_share &share)
 {
     unsigned char *region = region_at(turn, row->rank, 0);
     int32_t chunks = (share.end - share.begin + 31) / 32;
@@ -349,7 +349,7 @@ __device__ inline void return_each_in_words(const struct cuda_launch &l, const s
 /* Not inlined: that would take registers from those who return rows of many tokens. */
 template <typename Facts>
 static __device__ __noinline__ void return_words(const struct cuda_launch &l, const struct turn *turn,
-                                                 const struct returned_row *row, const struct words_share &share)
+                                                 const struct returned_row *row, const struct cut_share &share)
 {
     if (Facts::SUMS)
         return_sum_in_words<Facts::TYPE>(l, turn, row, share);
@@ -372,7 +372,7 @@ __device__ inline bool return_in_words(const struct cuda_launch &l, const struct
             find_next_rows<Facts>(l, send, first, blocks, log2_parts, r);
         for (int32_t n = 0; n < ahead; n++) {
             const struct returned_row *row = &r->row[n];
-            struct words_share share = words_share(l.plan.send_cut, pieces, first + n * blocks);
+            struct cut_share share = cut_share(l.plan.send_cut, pieces, first + n * blocks);
             if (!row->there || !row->words || share.begin == share.end)
                 continue;
             if (!row->good)

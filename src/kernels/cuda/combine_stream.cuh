@@ -9,6 +9,7 @@
 #include "kernels/cuda/bulk.cuh"
 #include "kernels/cuda/combine_receive.cuh"
 #include "kernels/cuda/combine_send.cuh"
+#include "kernels/cuda/cut.cuh"
 #include "kernels/cuda/operations.h"
 #include "kernels/cuda/post.cuh"
 
@@ -111,16 +112,16 @@ __device__ __forceinline__ int32_t stream_unit_token(const struct cuda_plan &pla
 {
     if (unit < plan.receive_alone)
         return unit;
-    return plan.receive_alone + words_row_of(plan.receive_cut, unit - plan.receive_alone);
+    return plan.receive_alone + cut_row(plan.receive_cut, unit - plan.receive_alone);
 }
 
 /* Of the token's pieces. */
-__device__ __forceinline__ struct words_share stream_unit_share(const struct cuda_launch &l, int32_t unit)
+__device__ __forceinline__ struct cut_share stream_unit_share(const struct cuda_launch &l, int32_t unit)
 {
     int32_t pieces = (int32_t)(l.shape.result_bytes / SUM_PIECE);
     if (unit < l.plan.receive_alone)
         return {0, pieces};
-    return words_share(l.plan.receive_cut, pieces, unit - l.plan.receive_alone);
+    return cut_share(l.plan.receive_cut, pieces, unit - l.plan.receive_alone);
 }
 
 /* By a warp: waits for a token that these ranks owe something, and adds up its share of it. False: the step is void. */
@@ -130,7 +131,7 @@ __device__ inline bool stream_share_home(const struct cuda_launch &l, const stru
                                          const muster_mask &ranks, struct owed *owed)
 {
     int32_t token = stream_unit_token(l.plan, unit);
-    struct words_share share = stream_unit_share(l, unit);
+    struct cut_share share = stream_unit_share(l, unit);
     find_ranks(l, token, ranks, owed);
     __syncwarp(); /* each lane may see all of it */
     if (!await_owed<Facts::FT, true>(l, turn, owed, token))

@@ -127,7 +127,7 @@ static void plan_stages(const struct exchange_shape *shape, int32_t shared_bytes
 /* How rows that come in words are shared, if other ranks have as many tokens. */
 static struct cuda_cut plan_received(const struct exchange_shape *shape, int32_t tokens, int32_t blocks)
 {
-    return plan_cut(blocks, tokens * shape->ranks, (int32_t)(shape->array[0].row_bytes / 16), WORDS_WARP_PIECES);
+    return cut_rows(blocks, tokens * shape->ranks, (int32_t)(shape->array[0].row_bytes / 16), WORDS_WARP_PIECES);
 }
 
 /* Of the blocks; one of those that send plans, so there are two at least. */
@@ -153,7 +153,7 @@ static void plan_words(const struct exchange_shape *shape, int32_t tokens, int32
     plan_few(shape, tokens, multiprocessors, plan);
     plan->words = true;
     int32_t blocks = plan_half(multiprocessors) - 1, rows = tokens > 0 ? tokens : 1;
-    plan->send_cut = plan_cut(blocks, rows, words_of_hidden(*shape), WORDS_UNIT);
+    plan->send_cut = cut_rows(blocks, rows, words_of_hidden(*shape), WORDS_UNIT);
     plan->send_blocks = 1 + plan_least(rows << plan->send_cut.log2_parts, blocks);
 }
 

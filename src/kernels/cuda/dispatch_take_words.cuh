@@ -97,10 +97,10 @@ struct words_unit {
 __device__ __forceinline__ struct words_unit words_unit_at(const struct cuda_launch &l, int32_t unit)
 {
     const struct cuda_cut &cut = l.plan.receive_cut;
-    struct quotient at = divide(words_row_of(cut, unit), l.by.ranks);
-    struct words_share share = words_share(cut, (int32_t)(l.shape.array[0].row_bytes / 16), unit);
+    struct quotient at = divide(cut_row(cut, unit), l.by.ranks);
+    struct cut_share share = cut_share(cut, (int32_t)(l.shape.array[0].row_bytes / 16), unit);
     struct words_unit u = {at.rest, at.whole, share.begin + (int32_t)threadIdx.x, 32 * l.plan.stages, share.end};
-    u.beside = words_part_of(cut, unit) == 0 && (int32_t)threadIdx.x / 32 == l.plan.stages - 1;
+    u.beside = cut_part(cut, unit) == 0 && (int32_t)threadIdx.x / 32 == l.plan.stages - 1;
     u.words = words_row(l, own_at(l, l.shape.word_rows), u.rank, u.token);
     return u;
 }

@@ -74,9 +74,9 @@ __device__ __forceinline__ struct words_stage words_stage(const struct cuda_laun
 enum { WORDS_PLAN = -1 };
 
 /* Of the hidden states, in words. */
-__device__ __forceinline__ struct words_share words_sent_share(const struct cuda_launch &l, int32_t unit)
+__device__ __forceinline__ struct cut_share words_sent_share(const struct cuda_launch &l, int32_t unit)
 {
-    return words_share(l.plan.send_cut, words_of_hidden(l.shape), unit);
+    return cut_share(l.plan.send_cut, words_of_hidden(l.shape), unit);
 }
 
 /* From the caller's memory; rows there may begin on any element. */
@@ -97,7 +97,7 @@ __device__ inline void words_prepare(const struct cuda_launch &l, const struct d
 {
     struct words_stage stage = words_stage(l, shared);
     struct route_input in = send_routes(l, NULL, send);
-    int32_t topk = l.shape.topk, token = words_row_of(l.plan.send_cut, unit);
+    int32_t topk = l.shape.topk, token = cut_row(l.plan.send_cut, unit);
     int32_t tokens = unit == WORDS_PLAN ? send.tokens : token + 1;
     if (tokens > send.tokens)
         return;
@@ -109,7 +109,7 @@ __device__ inline void words_prepare(const struct cuda_launch &l, const struct d
 #pragma unroll 1
     for (int32_t k = thread; k < topk; k += threads)
         stage.weight[k] = route_weight(in, token, k);
-    struct words_share share = words_sent_share(l, unit);
+    struct cut_share share = words_sent_share(l, unit);
     int32_t source = words_source_bytes(l.shape);
     words_stage_bytes(stage.row, send.input[0].data + (size_t)token * send.input[0].stride + share.begin * source,
                       (share.end - share.begin) * source, thread, threads);
@@ -156,7 +156,7 @@ __device__ inline void words_place(const struct cuda_launch &l, const struct tur
 
 /* Warps from the second on; all lanes of one go round together, since a group's lanes exchange their maximum. */
 __device__ inline void words_quantise(const struct cuda_launch &l, const struct words_stage &stage,
-                                      const struct words_share &share)
+                                      const struct cut_share &share)
 {
     int32_t values = (share.end - share.begin) * 8, pieces = values / QUANTISE_PIECE;
     for (int32_t piece = (int32_t)threadIdx.x - 32; piece < (pieces + 31) / 32 * 32;
@@ -217,7 +217,7 @@ __device__ inline void words_send_routes(const struct cuda_launch &l, const stru
 template <typename Facts>
 __device__ inline void words_send_share(const struct cuda_launch &l, const struct turn *turn,
                                         const struct words_stage &stage, const struct route_token *token, int32_t t,
-                                        const struct words_share &share)
+                                        const struct cut_share &share)
 {
     words_send(l, turn, token, t, 0, share.begin, share.end, Facts::QUANTISED ? stage.codes : stage.row);
     if (!Facts::QUANTISED || share.begin == share.end) /* an empty share may end within another one's group */
@@ -235,15 +235,15 @@ __device__ inline void words_send_unit(const struct cuda_launch &l, const struct
                                        int32_t unit)
 {
     __shared__ struct route_token token;
-    int32_t t = words_row_of(l.plan.send_cut, unit);
-    struct words_share share = words_sent_share(l, unit);
+    int32_t t = cut_row(l.plan.send_cut, unit);
+    struct cut_share share = words_sent_share(l, unit);
     if (threadIdx.x < 32)
         words_place(l, turn, send, stage, t, &token);
     else if (Facts::QUANTISED)
         words_quantise(l, stage, share);
     __syncthreads();
     words_send_share<Facts>(l, turn, stage, &token, t, share);
-    if (words_part_of(l.plan.send_cut, unit) != 0)
+    if (cut_part(l.plan.send_cut, unit) != 0)
         return;
     words_send_routes(l, turn, &token, t);
     for (int array = Facts::QUANTISED ? 2 : 1; array < l.shape.arrays; array++)

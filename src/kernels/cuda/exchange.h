@@ -56,7 +56,7 @@ struct cuda_limits {
     bool early; /* see launch_kernel() */
 };
 
-/* How blocks, or warps, share a row: 2^log2_parts of them, each `size` of what a row is counted in, or fewer. */
+/* How blocks, or warps, share a row (cut.cuh): 2^log2_parts of them, each `size` of what a row is counted in, or fewer. */
 struct cuda_cut {
     int32_t log2_parts, size;
 };

@@ -8,7 +8,6 @@
 enum {
     PLAN_WORD_TOKENS = 8, /* up to so many go faster in words */
     PLAN_FEW_TOKENS = 512, /* up to so many go faster when all blocks store them */
-    PLAN_LOG2_PARTS = 3, /* so many blocks share a row at most, as a power of two */
     PLAN_STAGE_BYTES = 16384 /* longer rows go through in parts */
 };
 
@@ -40,17 +39,6 @@ static inline bool plan_is_in_words(const struct exchange_shape *shape, int32_t 
 {
     bool chosen = limits->plan == CUDA_PLAN_WORDS || (limits->plan == CUDA_PLAN_AUTO && tokens <= PLAN_WORD_TOKENS);
     return chosen && tokens <= shape->word_tokens && shape->word_tokens > 0;
-}
-
-/* So many blocks, or warps, share `rows` rows, `count` pieces or words long each, in whole units. */
-static inline struct cuda_cut plan_cut(int32_t blocks, int32_t rows, int32_t count, int32_t unit)
-{
-    struct cuda_cut cut = {0, 0};
-    while (cut.log2_parts < PLAN_LOG2_PARTS && rows << (cut.log2_parts + 1) <= blocks)
-        cut.log2_parts++;
-    int32_t parts = 1 << cut.log2_parts;
-    cut.size = plan_round_up((size_t)(count + parts - 1) / (size_t)parts, (size_t)unit);
-    return cut;
 }
 
 #endif

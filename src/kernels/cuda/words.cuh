@@ -14,32 +14,11 @@
 #define CUDA_WORDS_CUH
 
 #include "kernels/cuda/copy.cuh"
+#include "kernels/cuda/cut.cuh"
 #include "kernels/cuda/region.cuh"
 #include "kernels/cuda/wait.cuh"
 
 enum { WORDS_WARP_PIECES = 32 }; /* 16 bytes, which are two words, for each lane */
-
-/* A block's share of a row, or a warp's (combine_stream.cuh): of something that is counted, from `begin` to before `end`. */
-struct words_share {
-    int32_t begin, end;
-};
-
-/* Of what blocks share, the parts of one row follow one another: the row that a unit belongs to, and its share. */
-__device__ __forceinline__ int32_t words_row_of(const struct cuda_cut &cut, int32_t unit)
-{
-    return unit >> cut.log2_parts;
-}
-
-__device__ __forceinline__ int32_t words_part_of(const struct cuda_cut &cut, int32_t unit)
-{
-    return unit & ((1 << cut.log2_parts) - 1);
-}
-
-__device__ __forceinline__ struct words_share words_share(const struct cuda_cut &cut, int32_t count, int32_t unit)
-{
-    int32_t begin = words_part_of(cut, unit) * cut.size, end = begin + cut.size;
-    return {begin < count ? begin : count, end < count ? end : count};
-}
 
 /* The words of the row of a token of rank `from`, in the array that begins at `rows`: see exchange_shape.word_rows. */
 __device__ __forceinline__ struct exchange_word *words_row(const struct cuda_launch &l, unsigned char *rows, int from,
