@@ -45,8 +45,9 @@ table() {
     [ "$(grep -c '^  ' "$folder/out")" = 3 ] || complain "there are rows of other kinds"
 }
 
+# Few steps are spoiled, and of a busy machine's some trials have none that is good.
 wrong_bytes_are_seen() {
-    call 1 chaos cpu --trials 4 --ranks 3 --kinds kill --spoil --json
+    call 1 chaos cpu --trials 40 --ranks 3 --kinds kill --spoil --json
     above all wrong_bytes 0
     is all errors 0
     is all hangs 0
