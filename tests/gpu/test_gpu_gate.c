@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/* The gate by itself: the agent's kernels that end and open epochs, and blocks that come and go meanwhile. */
+/* The agent's kernels by themselves: they end and open epochs, while blocks come and go, and forget failures. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -103,9 +103,21 @@ static void visit(void)
     leave();
 }
 
+static void set_word(uint64_t *on_device, uint64_t word)
+{
+    must(cudaMemcpy(on_device, &word, sizeof word, cudaMemcpyHostToDevice));
+}
+
+static uint64_t word_of(const uint64_t *on_device)
+{
+    uint64_t word;
+    must(cudaMemcpy(&word, on_device, sizeof word, cudaMemcpyDeviceToHost));
+    return word;
+}
+
 static void set_door(int door, uint64_t word)
 {
-    must(cudaMemcpy(&control->door[door].word, &word, sizeof word, cudaMemcpyHostToDevice));
+    set_word(&control->door[door].word, word);
 }
 
 static void an_epoch_is_quiet_when_nobody_is_inside_any_door(void **state)
@@ -143,12 +155,31 @@ static void blocks_find_the_newest_epoch_and_whether_it_is_open(void **state)
     for (int i = 0; i < 3; i++) {
         raise_epoch();
         assert_true(comes(&shared->mailbox.quiet_epoch, epoch));
+        assert_int_equal(word_of(&control->gate), shut(epoch));
         visit();
         expect_found(shut(epoch));
         open_epoch();
+        assert_int_equal(word_of(&control->gate), open(epoch));
         visit();
         expect_found(open(epoch));
     }
+}
+
+/* They found it shut, and do nothing, but they are inside. */
+static void the_gate_opens_with_blocks_inside(void **state)
+{
+    (void)state;
+    raise_epoch();
+    assert_true(comes(&shared->mailbox.quiet_epoch, epoch));
+    enter(BLOCKS);
+    expect_found(shut(epoch));
+    open_epoch();
+    raise_epoch();
+    sleep_ms(WHILE_MS);
+    assert_true(look(&shared->mailbox.quiet_epoch) < epoch);
+    leave();
+    assert_true(comes(&shared->mailbox.quiet_epoch, epoch));
+    open_epoch();
 }
 
 static void an_older_epoch_changes_nothing(void **state)
@@ -161,6 +192,37 @@ static void an_older_epoch_changes_nothing(void **state)
     assert_int_equal(look(&shared->mailbox.open_epoch), epoch);
     visit();
     expect_found(open(epoch));
+}
+
+static void set_failure(uint64_t failure, uint64_t detail)
+{
+    set_word(&control->failure, failure);
+    set_word(&control->failure_detail, detail);
+}
+
+static void forget(uint64_t failure)
+{
+    must(step_launch_forget(control, failure, agent_stream));
+    must(cudaStreamSynchronize(agent_stream));
+}
+
+static void expect_failure(uint64_t failure, uint64_t detail)
+{
+    assert_int_equal(word_of(&control->failure), failure);
+    assert_int_equal(word_of(&control->failure_detail), detail);
+}
+
+static void a_failure_is_forgotten_and_no_other(void **state)
+{
+    (void)state;
+    const uint64_t older = 5, newer = 3, entry = 7, nothing = UINT64_MAX;
+    set_failure(newer, entry);
+    forget(older);
+    expect_failure(newer, entry);
+    forget(newer);
+    expect_failure(0, nothing);
+    forget(older);
+    expect_failure(0, nothing);
 }
 
 static int set_up(void **state)
@@ -195,7 +257,9 @@ int main(void)
         cmocka_unit_test(an_epoch_is_quiet_when_nobody_is_inside_any_door),
         cmocka_unit_test(the_last_block_leaves_for_all),
         cmocka_unit_test(blocks_find_the_newest_epoch_and_whether_it_is_open),
+        cmocka_unit_test(the_gate_opens_with_blocks_inside),
         cmocka_unit_test(an_older_epoch_changes_nothing),
+        cmocka_unit_test(a_failure_is_forgotten_and_no_other),
     };
     int devices = 0;
     if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {

@@ -258,7 +258,7 @@ static bool device_void_unread(struct device *device)
 {
     pthread_mutex_lock(&device->lock);
     uint64_t step = device->verdicts_read + 1;
-    bool unread = device->forget;
+    bool unread = device->forget != 0;
     pthread_mutex_unlock(&device->lock);
     for (; !unread && device_verdict_waits(device, step); step++)
         unread = __atomic_load_n(&device->mailbox->verdict[(step - 1) % CUDA_VERDICTS].word, __ATOMIC_ACQUIRE) &
@@ -292,16 +292,19 @@ static muster_status device_step_end(struct device *device, void *stream)
     return device_check(device, step_launch_end(device->control, device->mailbox, stream), "muster_step_end");
 }
 
-/* Before the device can find another failure: it finds none until it has forgotten this one. */
-static void device_forget_report(struct cuda_mailbox *mailbox)
+/* If it stands here, it does on the device, which finds no other until it has forgotten this one. */
+static void device_forget_report(struct cuda_mailbox *mailbox, uint64_t failure)
 {
+    if (__atomic_load_n(&mailbox->failure, __ATOMIC_ACQUIRE) != failure)
+        return;
     memset(mailbox->overdue, 0, sizeof mailbox->overdue);
     __atomic_store_n(&mailbox->failure, 0, __ATOMIC_SEQ_CST);
 }
 
 /*
- * Verdicts are numbered; one that the device has overwritten since is skipped. The failure is forgotten when no verdict
- * that is there tells of it any more: on the agent's stream, hence before the next epoch is begun on it.
+ * Verdicts are numbered; one that the device has overwritten since is skipped. What the last one told of is forgotten when
+ * none is there any more: on the agent's stream, hence before the next epoch is begun on it. Not what has failed since, in a
+ * step that began when an earlier verdict had been read, and this one had not.
  */
 static muster_status device_verdict(struct device *device, struct device_verdict *verdict)
 {
@@ -312,7 +315,7 @@ static muster_status device_verdict(struct device *device, struct device_verdict
     if (written) {
         *verdict = device_take_verdict(device, v);
         device->verdicts_read = verdict->step;
-        device->forget = device->forget || verdict->failure;
+        device->forget = verdict->failure ? verdict->failure : device->forget;
     }
     pthread_mutex_unlock(&device->lock);
     if (!written)
@@ -320,12 +323,14 @@ static muster_status device_verdict(struct device *device, struct device_verdict
                                     (unsigned long long)step);
     if (!device->forget || device_verdict_waits(device, step + 1))
         return MUSTER_OK;
-    device_forget_report(device->mailbox);
+    uint64_t failure = device->forget;
+    device_forget_report(device->mailbox, failure);
     int before = device_switch(device);
-    muster_status status = device_check(device, step_launch_forget(device->control, device->agent_stream), "verdict");
+    muster_status status =
+        device_check(device, step_launch_forget(device->control, failure, device->agent_stream), "verdict");
     device_return(before);
     pthread_mutex_lock(&device->lock);
-    device->forget = false;
+    device->forget = 0;
     pthread_mutex_unlock(&device->lock);
     return status;
 }

@@ -32,7 +32,7 @@ struct device {
     pthread_mutex_t lock; /* short sections only: the fields below */
     uint64_t verdicts_read;
     struct device_mask installed[CUDA_VERDICTS]; /* by epoch: what verdicts that are still unread may be about */
-    bool forget; /* a void verdict was read, and the failure behind it is not forgotten yet */
+    uint64_t forget; /* the failure that the last void verdict told of, until the device is told to forget it; or 0 */
 };
 
 /* Makes the device current for this thread; returns the one that was, for device_return(). */

@@ -53,8 +53,11 @@ static __global__ void open_kernel(struct cuda_control *control, struct cuda_mai
     flag_raise(&mailbox->open_epoch, epoch);
 }
 
-static __global__ void forget_kernel(struct cuda_control *control)
+/* Only this failure, which stays until then: what has failed since the verdict that told of it has a verdict of its own. */
+static __global__ void forget_kernel(struct cuda_control *control, uint64_t failure)
 {
+    if (word_look(&control->failure) != failure)
+        return;
     control->failure_detail = ~UINT64_C(0);
     __threadfence();
     word_store(&control->failure, 0);
@@ -158,9 +161,9 @@ extern "C" cudaError_t step_launch_open(struct cuda_control *control, struct cud
     return launch_plain(open_kernel, 1, CUDA_DOORS, stream, control, mailbox, epoch);
 }
 
-extern "C" cudaError_t step_launch_forget(struct cuda_control *control, cudaStream_t stream)
+extern "C" cudaError_t step_launch_forget(struct cuda_control *control, uint64_t failure, cudaStream_t stream)
 {
-    return launch_plain(forget_kernel, 1, 1, stream, control);
+    return launch_plain(forget_kernel, 1, 1, stream, control, failure);
 }
 
 static struct cuda_launch step_launch(struct cuda_control *control, struct cuda_mailbox *mailbox,

@@ -25,8 +25,8 @@ cudaError_t step_launch_install(struct cuda_control *control, const struct cuda_
 cudaError_t step_launch_open(struct cuda_control *control, struct cuda_mailbox *mailbox, uint32_t epoch,
                              cudaStream_t stream);
 
-/* Forgets the failure: the caller has read the verdicts of all void steps. */
-cudaError_t step_launch_forget(struct cuda_control *control, cudaStream_t stream);
+/* Forgets this failure, if it stands: the caller has read the verdicts of all void steps that are known, and it was the last. */
+cudaError_t step_launch_forget(struct cuda_control *control, uint64_t failure, cudaStream_t stream);
 
 cudaError_t step_launch_begin(struct cuda_control *control, struct cuda_mailbox *mailbox, cudaStream_t stream);
 cudaError_t step_launch_end(struct cuda_control *control, struct cuda_mailbox *mailbox, cudaStream_t stream);
