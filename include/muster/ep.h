@@ -194,7 +194,8 @@ MUSTER_API void muster_ep_destroy(muster_ep *ep);
  * still works on its last combine may find its step void (MUSTER_REASON_LEFT_OUT; not on CUDA, where results are pushed
  * to it). Does not block.
  * CUDA: enqueued, between pairs. Whether the mask fits the view is known on the device: one that does not voids the
- * next step, whose verdict has MUSTER_REASON_VALUE. A mask holds until the epoch ends.
+ * next step, whose verdict has MUSTER_REASON_VALUE. A mask holds until the epoch ends; one that the device comes to before
+ * the view is ready, or in a void step, may not be kept.
  * Errors: ARGUMENT, ORDER.
  */
 MUSTER_API muster_status muster_ep_set_mask(muster_ep *ep, muster_mask mask, void *stream);

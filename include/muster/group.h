@@ -152,7 +152,8 @@ MUSTER_API muster_status muster_group_create(const muster_group_config *config, 
 /*
  * Leaves in good order: the others go on without this rank and count no fault. Waits for this rank's own kernels and
  * for nobody else; bounded by operation_timeout_us. Afterwards only muster_group_destroy may be called.
- * CUDA: steps that the stream has not ended yet are called off, and void: to have them, wait for the stream first.
+ * CUDA: steps that the stream has not ended yet are called off, and void: to have them, wait for the stream first. Without
+ * fault tolerance nothing can be called off, and the caller has to wait for the stream.
  */
 MUSTER_API muster_status muster_group_leave(muster_group *group);
 

@@ -25,6 +25,13 @@ __device__ __forceinline__ uint64_t gate_enter(struct cuda_control *control, uns
     return word_add_acquire(gate_door(control, block), 1) & ~CUDA_DOOR_INSIDE;
 }
 
+/* Whether this epoch has begun, whatever has failed in it since, and no newer one is to follow yet. */
+__device__ __forceinline__ bool gate_in_epoch(struct cuda_control *control, uint32_t epoch)
+{
+    uint64_t door = word_look(gate_door(control, 0)) & ~CUDA_DOOR_INSIDE;
+    return door == ((uint64_t)epoch << CUDA_GATE_EPOCH_SHIFT | CUDA_GATE_OPEN);
+}
+
 /*
  * For all blocks of a kernel, by the last of them: until then none of them is outside, so no other epoch begins while some have
  * yet to enter. What they have stored this thread has seen, and fenced off on this device at least.

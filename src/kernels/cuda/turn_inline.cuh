@@ -254,7 +254,8 @@ __device__ inline void step_note_begun(const struct cuda_launch &l, const struct
 
 /*
  * X3: the flags of the step are seen before its end is: whoever raised them has fenced them off at system scope, before
- * this thread came here.
+ * this thread came here. PTX would have this thread fence at that scope, too, which takes most of a microsecond; the GPUs do
+ * without, and on one that does not a peer would call a good step off, and no more.
  *
  * The verdict: the failure that stands, or none; a step that found an earlier failure unread did nothing either.
  * `view` and `step` are those of the control block, or copies of them.
@@ -309,11 +310,13 @@ __device__ inline bool turn_count_out(const struct cuda_launch &l, const struct 
 /*
  * Some blocks of a kernel began the step, and others did not: a failure was forgotten, or the gate opened, while they
  * entered. So the step is void, and its numbers, of which peers may have heard, are not used again: its epoch ends, of which
- * the agent hears even if another failure stands.
+ * the agent hears even if another failure stands. If this block is of an epoch that has not begun, they are of the one before.
  */
 static __device__ __noinline__ void turn_disagree(const struct cuda_launch &l, const struct turn *turn)
 {
     turn_fail(l, MUSTER_REASON_ABORT, MUSTER_PHASE_STEP, -1, turn->epoch, 0);
+    if (!gate_in_epoch(l.control, turn->epoch))
+        return;
     turn_close_epoch(l, turn->epoch);
     word_store(&l.mailbox->used_up_epoch, turn->epoch);
 }
