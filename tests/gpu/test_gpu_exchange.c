@@ -31,6 +31,10 @@ static const struct exchange_case rank_major = {.name = "captured, in place",
 static const struct exchange_case too_many_slots = {
     .name = "slots", .hidden = 8, .max_tokens = 1, .slots = MAX_SLOTS + 1, .topk = 1};
 
+/* What they take, and a row, a block of many GPUs has, but not of all. */
+static const struct exchange_case many_slots = {
+    .name = "many slots", .hidden = 8192, .max_tokens = 1, .slots = 12000, .topk = 1};
+
 struct worlds {
     const struct exchange_case *c;
     struct world *all, *without;
@@ -262,6 +266,30 @@ static void one_rank_refuses_too_many_slots(void **state)
     assert_true(cluster_run(&options, refuse_slots, NULL));
 }
 
+/* Where a block has less, a plan without any stage would lay out nothing. */
+static void refuse_slots_without_room(struct cluster_rank *self)
+{
+    enum { ENOUGH_BYTES = 160 << 10 };
+    int shared_bytes = 0;
+    muster_ep_config config = case_config(&many_slots);
+    muster_ep *ep = NULL;
+    expect(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0) == cudaSuccess,
+           "no attribute");
+    bool room = shared_bytes >= ENOUGH_BYTES;
+    expect_status(muster_ep_create(self->group, &config, &ep), room ? MUSTER_OK : MUSTER_ERR_UNSUPPORTED, "many slots");
+    expect(room || (strstr(muster_last_error(), "slots_per_rank = 12000") &&
+                    strstr(muster_last_error(), "bytes of shared memory") && !ep),
+           "the error does not say why: %s", muster_last_error());
+    muster_ep_destroy(ep);
+}
+
+static void one_rank_refuses_slots_without_room(void **state)
+{
+    (void)state;
+    struct cluster_options options = {.ranks = 1, .memory_bytes = rounds_memory_bytes(&many_slots, 1, 1)};
+    assert_true(cluster_run(&options, refuse_slots_without_room, NULL));
+}
+
 static void refuse_device(struct cluster_rank *self)
 {
     muster_group_config config = cluster_config(self);
@@ -287,6 +315,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(dropped_routes_may_be_pinned),
         cmocka_unit_test(one_rank_on_the_default_stream),
         cmocka_unit_test(one_rank_refuses_too_many_slots),
+        cmocka_unit_test(one_rank_refuses_slots_without_room),
         cmocka_unit_test(one_rank_refuses_a_device_that_is_not_there),
     };
     if (argc > 1)

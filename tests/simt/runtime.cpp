@@ -160,6 +160,13 @@ int multiprocessors()
     return count;
 }
 
+/* What a block may ask for; GPUs have 99 to 227. */
+int shared_kib()
+{
+    static const int kib = setting("MUSTER_SIMT_SHARED_KIB", 228, 48, 228);
+    return kib;
+}
+
 /* Never destroyed: threads of streams may still use them while the process exits. */
 device &device_at(int ordinal)
 {
@@ -185,7 +192,7 @@ int attribute(cudaDeviceAttr name)
     case cudaDevAttrMaxThreadsPerBlock: return 1024;
     case cudaDevAttrMaxThreadsPerMultiProcessor: return 2048;
     case cudaDevAttrMaxSharedMemoryPerBlock: return 48 << 10;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: return 228 << 10;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: return shared_kib() << 10;
     case cudaDevAttrMaxSharedMemoryPerMultiprocessor: return 228 << 10;
     case cudaDevAttrL2CacheSize: return 1 << 20;
     default: return -1;

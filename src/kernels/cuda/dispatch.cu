@@ -193,6 +193,17 @@ struct cuda_plan dispatch_plan(const struct exchange_shape *shape, int32_t token
     return plan;
 }
 
+bool dispatch_fits(const struct exchange_shape *shape, const struct cuda_limits *limits)
+{
+    const int32_t counts[] = {1, PLAN_WORD_TOKENS, PLAN_WORD_TOKENS + 1, shape->tokens};
+    for (int32_t count : counts) {
+        struct cuda_plan plan = dispatch_plan(shape, plan_least(count, shape->tokens), limits);
+        if (plan.stages < 1 || plan.shared_bytes > limits->shared_bytes)
+            return false;
+    }
+    return true;
+}
+
 cudaError_t dispatch_prepare(int ordinal, int32_t *shared_bytes)
 {
     for (int i = 0; i < 8 * DISPATCH_KINDS; i++) {

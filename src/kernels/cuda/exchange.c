@@ -31,6 +31,12 @@ muster_status exchange_create(struct device *device, const struct exchange_shape
         return device->config.error(MUSTER_ERR_UNSUPPORTED,
                                     "config: slots_per_rank = %d makes %lld slots, a GPU takes at most %d",
                                     shape->slots, (long long)shape->ranks * shape->slots, OPERATIONS_MAX_SLOTS);
+    if (!dispatch_fits(shape, &device->limits))
+        return device->config.error(
+            MUSTER_ERR_UNSUPPORTED,
+            "config: slots_per_rank = %d makes %lld slots: to count for them beside a row takes "
+            "more than the %d bytes of shared memory that a block of this GPU can have",
+            shape->slots, (long long)shape->ranks * shape->slots, device->limits.shared_bytes);
     struct device_exchange *made = calloc(1, sizeof *made);
     if (!made)
         return device->config.error(MUSTER_ERR_MEMORY, "no memory for an exchange");

@@ -112,6 +112,7 @@ __device__ __forceinline__ void expect_line(const void *place)
 /* A barrier for so many threads of the block, whole warps, while the others do something else. */
 __device__ __forceinline__ void share_barrier(int32_t threads)
 {
+    __syncwarp(); /* it takes a warp as a whole */
     asm volatile("bar.sync 1, %0;" ::"r"(threads) : "memory");
 }
 

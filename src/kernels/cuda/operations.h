@@ -41,6 +41,9 @@ enum { OPERATIONS_SHARED_BYTES = 220 * 1024 };
 struct cuda_plan dispatch_plan(const struct exchange_shape *shape, int32_t tokens, const struct cuda_limits *limits);
 struct cuda_plan combine_plan(const struct exchange_shape *shape, int32_t tokens, const struct cuda_limits *limits);
 
+/* Whether a block's shared memory holds what dispatch needs there, in every plan. */
+bool dispatch_fits(const struct exchange_shape *shape, const struct cuda_limits *limits);
+
 /*
  * To be called once per device, the current one, before anything is launched there: loads the kernels and sets their
  * limits. *shared_bytes, what a block may be given, is made less if one of them cannot have as much.

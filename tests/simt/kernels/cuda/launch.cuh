@@ -11,9 +11,14 @@ inline cudaError_t launch_load(const void *)
     return cudaSuccess;
 }
 
-inline cudaError_t launch_prepare(const void *, int, int32_t *)
+/* Kernels have no shared memory beside what they are given. */
+inline cudaError_t launch_prepare(const void *, int ordinal, int32_t *shared_bytes)
 {
-    return cudaSuccess;
+    int most = 0;
+    cudaError_t error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, ordinal);
+    if (error == cudaSuccess && most < *shared_bytes)
+        *shared_bytes = most;
+    return error;
 }
 
 template <typename... Arguments>
