@@ -176,8 +176,8 @@ MUSTER_API muster_status muster_ep_memory_bytes(const muster_ep_config *config, 
  * Creates an exchange. Collective: blocks until the configurations of all members were compared, at most
  * start_timeout_us. No step may be open. On failure *ep is untouched.
  * CUDA: takes its part of the group's memory and nothing else of the device, and waits for no kernel; not during
- * capture. A GPU takes at most 16384 slots of all ranks together; fewer, half as many or so, where a block has but 99 KiB of
- * shared memory (sm_86, sm_89).
+ * capture. A GPU takes at most 16384 slots of all ranks together, and fewer where its blocks have too little shared memory to
+ * count for them (sm_86, sm_89).
  * Errors: ARGUMENT, UNSUPPORTED (CUDA: too many slots), MISMATCH, MEMORY (names the bytes that are missing), ORDER,
  * TIMEOUT, the group's sticky error.
  */

@@ -134,18 +134,24 @@ static void an_epoch_is_quiet_when_nobody_is_inside_any_door(void **state)
     }
 }
 
+/* Blocks have entered: the next epoch is not quiet before they leave. */
+static void raise_epoch_until_they_leave(void)
+{
+    raise_epoch();
+    sleep_ms(WHILE_MS);
+    assert_true(look(&shared->mailbox.quiet_epoch) < epoch);
+    leave();
+    assert_true(comes(&shared->mailbox.quiet_epoch, epoch));
+    open_epoch();
+}
+
 static void the_last_block_leaves_for_all(void **state)
 {
     (void)state;
     const unsigned counts[] = {1, 2, CUDA_DOORS - 1, CUDA_DOORS, CUDA_DOORS + 1, BLOCKS};
     for (size_t i = 0; i < sizeof counts / sizeof counts[0]; i++) {
         enter(counts[i]);
-        raise_epoch();
-        sleep_ms(WHILE_MS);
-        assert_true(look(&shared->mailbox.quiet_epoch) < epoch);
-        leave();
-        assert_true(comes(&shared->mailbox.quiet_epoch, epoch));
-        open_epoch();
+        raise_epoch_until_they_leave();
     }
 }
 
@@ -174,12 +180,7 @@ static void the_gate_opens_with_blocks_inside(void **state)
     enter(BLOCKS);
     expect_found(shut(epoch));
     open_epoch();
-    raise_epoch();
-    sleep_ms(WHILE_MS);
-    assert_true(look(&shared->mailbox.quiet_epoch) < epoch);
-    leave();
-    assert_true(comes(&shared->mailbox.quiet_epoch, epoch));
-    open_epoch();
+    raise_epoch_until_they_leave();
 }
 
 static void an_older_epoch_changes_nothing(void **state)

@@ -112,6 +112,20 @@ static void straddle_a_reading(struct cluster_rank *self, muster_ep *ep)
     party_close(p);
 }
 
+/* The same, of a step without operations. */
+static void straddle_a_reading_with_nothing(struct cluster_rank *self, muster_ep *ep)
+{
+    (void)ep;
+    expect_status(muster_step_begin(self->group, backend_stream()), MUSTER_OK, "muster_step_begin");
+    muster_verdict first = cluster_verdict(self);
+    expect(first.reason == MUSTER_REASON_NOT_READY, "first: reason %d", (int)first.reason);
+    expect(cudaDeviceSynchronize() == cudaSuccess, "no synchronizing");
+    expect_status(muster_step_end(self->group, backend_stream()), MUSTER_OK, "muster_step_end");
+    muster_verdict second = cluster_verdict(self);
+    expect(second.status == MUSTER_ERR_VOID && second.reason == MUSTER_REASON_UNREAD, "second: %s, reason %d",
+           muster_status_name(second.status), (int)second.reason);
+}
+
 /*
  * A dispatch that is a step of its own begins before a void verdict is read. A block of it that comes after that (where the
  * device is simulated, the last one does) finds nothing amiss, and must not wait for what those before it have not done.
@@ -160,6 +174,11 @@ static void read_late(struct cluster_rank *self, void (*straddle)(struct cluster
 static void step_across_the_reading(struct cluster_rank *self)
 {
     read_late(self, straddle_a_reading);
+}
+
+static void empty_step_across_the_reading(struct cluster_rank *self)
+{
+    read_late(self, straddle_a_reading_with_nothing);
 }
 
 static void dispatch_across_the_reading(struct cluster_rank *self)
@@ -254,6 +273,7 @@ static void a_step_that_began_unread_stays_void(void **state)
 {
     (void)state;
     assert_true(run_with_world(step_across_the_reading));
+    assert_true(run_with_world(empty_step_across_the_reading));
 }
 
 static void blocks_that_find_no_failure_do_not_wait_for_those_that_did(void **state)

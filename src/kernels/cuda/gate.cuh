@@ -11,6 +11,12 @@ __device__ __forceinline__ uint32_t gate_epoch(uint64_t gate)
     return (uint32_t)(gate >> CUDA_GATE_EPOCH_SHIFT);
 }
 
+/* The gate of an epoch that has not begun, or that has failed. */
+__device__ __forceinline__ uint64_t gate_shut(uint32_t epoch)
+{
+    return (uint64_t)epoch << CUDA_GATE_EPOCH_SHIFT;
+}
+
 __device__ __forceinline__ uint64_t *gate_door(struct cuda_control *control, unsigned block)
 {
     return &control->door[block % CUDA_DOORS].word;
@@ -28,8 +34,7 @@ __device__ __forceinline__ uint64_t gate_enter(struct cuda_control *control, uns
 /* Whether this epoch has begun, whatever has failed in it since, and no newer one is to follow yet. */
 __device__ __forceinline__ bool gate_in_epoch(struct cuda_control *control, uint32_t epoch)
 {
-    uint64_t door = word_look(gate_door(control, 0)) & ~CUDA_DOOR_INSIDE;
-    return door == ((uint64_t)epoch << CUDA_GATE_EPOCH_SHIFT | CUDA_GATE_OPEN);
+    return (word_look(gate_door(control, 0)) & ~CUDA_DOOR_INSIDE) == (gate_shut(epoch) | CUDA_GATE_OPEN);
 }
 
 /*

@@ -14,7 +14,7 @@
 static __global__ void raise_kernel(struct cuda_control *control, struct cuda_mailbox *mailbox, uint32_t epoch)
 {
     uint64_t *door = gate_door(control, threadIdx.x);
-    uint64_t before = word_look(door) & ~CUDA_DOOR_INSIDE, after = (uint64_t)epoch << CUDA_GATE_EPOCH_SHIFT;
+    uint64_t before = word_look(door) & ~CUDA_DOOR_INSIDE, after = gate_shut(epoch);
     if (!__all_sync(~0u, gate_epoch(before) < epoch))
         return;
     if (threadIdx.x == 0)
@@ -108,8 +108,11 @@ static __global__ void step_begin_kernel(struct cuda_launch l)
 static __global__ void step_end_kernel(struct cuda_launch l)
 {
     uint64_t gate = step_enter(l.control);
-    if (!turn_void(l) && gate_epoch(gate) != l.control->step.epoch)
-        turn_fail(l, MUSTER_REASON_EPOCH, MUSTER_PHASE_STEP, -1, l.control->step.epoch, 0);
+    uint32_t epoch = l.control->step.epoch;
+    if (!turn_void(l) && epoch == 0)
+        turn_fail(l, turn_void_from_start(gate), MUSTER_PHASE_STEP, -1, gate_epoch(gate), 0);
+    else if (!turn_void(l) && gate_epoch(gate) != epoch)
+        turn_fail(l, MUSTER_REASON_EPOCH, MUSTER_PHASE_STEP, -1, epoch, 0);
     __threadfence_system();
     step_note_ended(l, &l.control->view, l.control->step, word_look(&l.control->failure), gate_epoch(gate));
     step_leave(l.control);

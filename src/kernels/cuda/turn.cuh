@@ -64,7 +64,7 @@ __device__ __forceinline__ uint64_t turn_failure(muster_reason reason, muster_ph
  */
 __device__ inline void turn_close_epoch(const struct cuda_launch &l, uint32_t epoch)
 {
-    unsigned long long shut = (unsigned long long)epoch << CUDA_GATE_EPOCH_SHIFT;
+    unsigned long long shut = gate_shut(epoch);
     atomicCAS((unsigned long long *)&l.control->gate, shut | CUDA_GATE_OPEN, shut);
 }
 

@@ -89,6 +89,12 @@ __device__ __forceinline__ struct turn_state turn_read_state(const struct cuda_l
     return now;
 }
 
+/* Of a step that was void from its start; why has been read meanwhile, and forgotten. */
+__device__ __forceinline__ muster_reason turn_void_from_start(uint64_t gate)
+{
+    return gate & CUDA_GATE_OPEN ? MUSTER_REASON_UNREAD : MUSTER_REASON_NOT_READY;
+}
+
 /*
  * What the gate is when the kernel before is over decides. A step that is void, or of another epoch, gets no further; a pair
  * whose dispatch was of another epoch neither; nor a step or pair for which no number is left.
@@ -96,11 +102,10 @@ __device__ __forceinline__ struct turn_state turn_read_state(const struct cuda_l
 __device__ __forceinline__ muster_reason turn_admission(const struct cuda_launch &l, enum turn_operation operation,
                                                         const struct turn_state &now, const struct turn *turn)
 {
-    bool open = now.gate & CUDA_GATE_OPEN;
-    if (l.begins_step && !open)
+    if (l.begins_step && !(now.gate & CUDA_GATE_OPEN))
         return MUSTER_REASON_NOT_READY;
-    if (!l.begins_step && now.step.epoch == 0) /* void from its start; why has been read meanwhile, and forgotten */
-        return open ? MUSTER_REASON_UNREAD : MUSTER_REASON_NOT_READY;
+    if (!l.begins_step && now.step.epoch == 0)
+        return turn_void_from_start(now.gate);
     if (!l.begins_step && now.step.epoch != turn->epoch)
         return MUSTER_REASON_EPOCH;
     if (!turn_begins_pair(operation) && now.exchange.pair.epoch != turn->epoch)
