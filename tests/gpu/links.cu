@@ -66,15 +66,16 @@ static __device__ void links_engine(const struct links_work &w, struct post_offi
                                     int pair, uint32_t round)
 {
     int lane = (int)threadIdx.x;
-    struct post_pending pending = post_nothing();
+    uint32_t posted = 0;
     bulk_store(stage, 0, lane == 0 ? w.peer->row[pair] : NULL, ROW_BYTES);
+    bulk_stored();
     if (w.way == LINKS_ENGINE)
-        post_later(office, &pending, lane == 0 ? post_flag(PEER, (size_t)pair) : ~0u);
-    bulk_close(stage);
-    if (w.way == LINKS_ENGINE)
-        post_close(office, &pending);
+        post_flags(office, &posted, lane == 0 ? post_flag(PEER, (size_t)pair) : ~0u);
     else if (lane == 0)
         word_store(&w.peer->flag[pair], round);
+    bulk_close(stage);
+    if (w.way == LINKS_ENGINE)
+        post_close(office);
 }
 
 /* The row through shared memory, by two warps when all have filled it: one sends it, the other is its postman. */

@@ -99,6 +99,7 @@ static void straddle_a_reading(struct cluster_rank *self, muster_ep *ep)
 {
     struct party *p = party_open(self->context, self->rank);
     expect_status(muster_step_begin(self->group, backend_stream()), MUSTER_OK, "muster_step_begin");
+    backend_wait(); /* it has begun */
     muster_verdict first = cluster_verdict(self);
     expect(first.reason == MUSTER_REASON_NOT_READY, "first: reason %d", (int)first.reason);
     expect(cudaDeviceSynchronize() == cudaSuccess, "no synchronizing"); /* it forgets on the agent's stream */
@@ -117,6 +118,7 @@ static void straddle_a_reading_with_nothing(struct cluster_rank *self, muster_ep
 {
     (void)ep;
     expect_status(muster_step_begin(self->group, backend_stream()), MUSTER_OK, "muster_step_begin");
+    backend_wait(); /* it has begun */
     muster_verdict first = cluster_verdict(self);
     expect(first.reason == MUSTER_REASON_NOT_READY, "first: reason %d", (int)first.reason);
     expect(cudaDeviceSynchronize() == cudaSuccess, "no synchronizing");

@@ -141,19 +141,10 @@ __device__ inline void bulk_move(struct bulk_stage *stage, const unsigned char *
 }
 
 /*
- * Waits until all that was stored from the stage, but for the two newest bulk_store(), is stored, and known to be by the
- * lanes that had places. The engine says so long before a row has come to a peer: for whoever reads it there a fence at
- * system scope has to follow (post.cuh). The whole warp.
+ * Waits until all that was stored from the stage is stored, and known to be by the lanes that had places. The engine says so
+ * long before a row has come to a peer: for whoever reads it there a fence at system scope has to follow (post.cuh). The whole
+ * warp.
  */
-__device__ __forceinline__ void bulk_settle()
-{
-#if __CUDA_ARCH__ >= 900
-    asm volatile("cp.async.bulk.wait_group 2;" ::: "memory");
-#endif
-    __syncwarp();
-}
-
-/* The same for all that was stored from it, the newest too. */
 __device__ __forceinline__ void bulk_stored()
 {
 #if __CUDA_ARCH__ >= 900

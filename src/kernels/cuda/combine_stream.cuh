@@ -69,7 +69,7 @@ __device__ inline void stream_rows_home(const struct cuda_launch &l, const struc
                                         struct post_office *office, int32_t warp, int32_t warps)
 {
     int32_t lane = (int32_t)threadIdx.x & 31, all = l.shape.tokens * turn->ranks; /* at most 2^23 */
-    struct post_pending pending = post_nothing();
+    uint32_t posted = 0;
     for (int32_t first = warp; first < all; first += 32 * warps) {
         struct home_bound mine = find_home(l, turn, send, first + lane * warps, all);
         if (!__all_sync(~0u, mine.good))
@@ -78,11 +78,11 @@ __device__ inline void stream_rows_home(const struct cuda_launch &l, const struc
             struct home_bound row = home_of(mine, __ffs(left) - 1);
             stream_home(stage, row, l.shape.return_bytes);
             bulk_stored();
-            post_flags(office, &pending, lane == 0 ? row.flag : ~0u);
+            post_flags(office, &posted, lane == 0 ? row.flag : ~0u);
         }
     }
     bulk_close(stage);
-    post_close(office, &pending);
+    post_close(office);
 }
 
 /* As many warps send as there are stages; the last of the block is the postman. */

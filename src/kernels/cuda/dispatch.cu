@@ -157,17 +157,25 @@ static void plan_words(const struct exchange_shape *shape, int32_t tokens, int32
     plan->send_blocks = 1 + plan_least(rows << plan->send_cut.log2_parts, blocks);
 }
 
+/* Whether half of the multiprocessors fill the link. A row is loaded once, so fewer do if it goes to more ranks. */
+static bool plan_half_fills_link(const struct exchange_shape *shape, int32_t multiprocessors)
+{
+    int32_t needed = shape->ranks > 2 ? 10 : 16;
+    return shape->ranks > 1 && plan_half(multiprocessors) >= needed;
+}
+
 /*
- * Many tokens. Rank-major and flat: a row that has come is where it belongs, or is copied in one piece, so blocks first send
- * and then receive. Expert-major: each row is copied to several places, which takes as many blocks again.
+ * Many tokens. Rank-major and flat: a row that has come is where it belongs, so blocks first send and then receive. Rows that
+ * are copied, to the caller's arrays or (expert-major) to several places, take as many blocks again, which copy them as they
+ * come; but to the caller's arrays only if those that are left still fill the link.
  */
-static void plan_many(const struct exchange_shape *shape, int32_t tokens, int32_t multiprocessors,
+static void plan_many(const struct exchange_shape *shape, int32_t tokens, bool copies, int32_t multiprocessors,
                       struct cuda_plan *plan)
 {
     enum { LONG_ROW_BYTES = 12288 };
     plan->streams = true;
     plan->threads = shape->array[0].row_bytes >= LONG_ROW_BYTES ? OPERATIONS_STREAM_WARP_THREADS : plan->threads;
-    plan->shares = !shape->expert_major;
+    plan->shares = !shape->expert_major && !(copies && plan_half_fills_link(shape, multiprocessors));
     plan->send_blocks = plan->shares ? multiprocessors : multiprocessors / 2;
     plan->receive_blocks = plan->shares ? multiprocessors : multiprocessors - plan->send_blocks;
     plan->count_blocks = plan_least(plan_least(tokens, EXCHANGE_COUNTERS), plan->send_blocks);
@@ -175,7 +183,8 @@ static void plan_many(const struct exchange_shape *shape, int32_t tokens, int32_
     plan->receive_cut = plan_received(shape, shape->tokens, plan->receive_blocks);
 }
 
-struct cuda_plan dispatch_plan(const struct exchange_shape *shape, int32_t tokens, const struct cuda_limits *limits)
+struct cuda_plan dispatch_plan(const struct exchange_shape *shape, int32_t tokens, bool copies,
+                               const struct cuda_limits *limits)
 {
     size_t row_bytes = shape->array[0].row_bytes, pieces = row_bytes / 16;
     bool can_stream = row_bytes % 16 == 0; /* the engine takes no other */
@@ -186,7 +195,7 @@ struct cuda_plan dispatch_plan(const struct exchange_shape *shape, int32_t token
     if (plan_is_in_words(shape, tokens, limits))
         plan_words(shape, tokens, limits->multiprocessors, &plan);
     else if (can_stream && plan_is_for_many(tokens, limits))
-        plan_many(shape, tokens, limits->multiprocessors, &plan);
+        plan_many(shape, tokens, copies, limits->multiprocessors, &plan);
     else
         plan_few(shape, tokens, limits->multiprocessors, &plan);
     plan_stages(shape, limits->shared_bytes, &plan);
@@ -196,8 +205,9 @@ struct cuda_plan dispatch_plan(const struct exchange_shape *shape, int32_t token
 bool dispatch_fits(const struct exchange_shape *shape, const struct cuda_limits *limits)
 {
     const int32_t counts[] = {1, PLAN_WORD_TOKENS, PLAN_WORD_TOKENS + 1, shape->tokens};
+    const bool copies = false; /* they ask for no more of a block */
     for (int32_t count : counts) {
-        struct cuda_plan plan = dispatch_plan(shape, plan_least(count, shape->tokens), limits);
+        struct cuda_plan plan = dispatch_plan(shape, plan_least(count, shape->tokens), copies, limits);
         if (plan.stages < 1 || plan.shared_bytes > limits->shared_bytes)
             return false;
     }

@@ -90,13 +90,17 @@ __device__ inline void take_arrays(const struct cuda_launch &l, const struct dis
     }
 }
 
-/* In the order of receive_rows(); rows of a run are few while there are warps without any. */
+/*
+ * In the order of receive_rows(). Rows of a run are few while there are warps without any; and where rows are still sent
+ * meanwhile, since whoever copies a run waits for its last row.
+ */
 template <bool FT>
 __device__ inline void receive_runs(const struct cuda_launch &l, const struct turn *turn,
                                     const struct dispatch_receive_args &args, const struct receiving *r, int block,
                                     int blocks, struct bulk_stage *stage)
 {
-    int32_t warps = l.plan.stages, ranks = turn->ranks, share = r->most_rows * ranks / (blocks * warps);
+    int32_t warps = l.plan.stages, ranks = turn->ranks, turns = l.plan.shares ? 1 : 4;
+    int32_t share = r->most_rows * ranks / (blocks * warps * turns);
     int32_t size = share < 1 ? 1 : share < 32 ? share : 32, all = (r->most_rows + size - 1) / size * ranks;
     for (int32_t i = (int32_t)threadIdx.x / 32 * blocks + block; i < all; i += blocks * warps) {
         int32_t rank = i % ranks, j = i / ranks * size, left = r->rows[rank] - j;

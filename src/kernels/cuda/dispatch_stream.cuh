@@ -201,7 +201,7 @@ __device__ inline void stream_push(const struct cuda_launch &l, const struct tur
 {
     int32_t warp = (int32_t)threadIdx.x / 32, size = stream_size(l, send.tokens);
     int32_t team = warp / size, mine = warp % size;
-    struct post_pending pending = post_nothing();
+    uint32_t posted = 0;
     for (uint32_t batch = (uint32_t)team; team < stream_teams(l); batch += (uint32_t)stream_teams(l)) {
         while (share_read(&desk->placed) <= batch)
             __nanosleep(50);
@@ -215,10 +215,11 @@ __device__ inline void stream_push(const struct cuda_launch &l, const struct tur
         __syncwarp();
         if ((threadIdx.x & 31) == 0)
             share_write(&desk->taken[warp], batch + 1);
-        post_later(&desk->office, &pending, flag);
+        bulk_stored();
+        post_flags(&desk->office, &posted, flag);
     }
     bulk_close(stage);
-    post_close(&desk->office, &pending);
+    post_close(&desk->office);
 }
 
 template <typename Facts>

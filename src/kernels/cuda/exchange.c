@@ -89,7 +89,8 @@ muster_status exchange_dispatch(struct device_exchange *exchange, const struct d
     struct device *device = exchange->device;
     struct cuda_launch launch = exchange_launch(exchange);
     launch.begins_step = begins_step;
-    launch.plan = dispatch_plan(&exchange->shape, send ? send->tokens : exchange->shape.tokens, &device->limits);
+    launch.plan = dispatch_plan(&exchange->shape, send ? send->tokens : exchange->shape.tokens,
+                                send && receive && receive->output[0], &device->limits);
     return device_check(device, dispatch_launch(&launch, send, receive, device->config.fault_tolerance, stream),
                         "muster_ep_dispatch");
 }

@@ -37,8 +37,12 @@ enum { OPERATIONS_LEAST_BLOCKS = 4 };
 /* Shared memory of a block, where the device has as much. */
 enum { OPERATIONS_SHARED_BYTES = 220 * 1024 };
 
-/* How an operation on so many tokens of this rank (at most) shares the multiprocessors it may use. */
-struct cuda_plan dispatch_plan(const struct exchange_shape *shape, int32_t tokens, const struct cuda_limits *limits);
+/*
+ * How an operation on so many tokens of this rank (at most) shares the multiprocessors it may use. copies: of a dispatch that
+ * both sends and receives, and what comes goes into arrays of the caller's.
+ */
+struct cuda_plan dispatch_plan(const struct exchange_shape *shape, int32_t tokens, bool copies,
+                               const struct cuda_limits *limits);
 struct cuda_plan combine_plan(const struct exchange_shape *shape, int32_t tokens, const struct cuda_limits *limits);
 
 /* Whether a block's shared memory holds what dispatch needs there, in every plan. */

@@ -25,12 +25,6 @@ struct post_office {
     uint32_t open; /* warps that may still post */
 };
 
-/* What one warp has yet to post: flags of rows whose stores were begun last, and of those before. Of a lane. */
-struct post_pending {
-    uint32_t older, last;
-    uint32_t posted; /* boxes, so far */
-};
-
 static_assert(((uint64_t)MUSTER_MAX_RANKS << POST_RANK_SHIFT) <= UINT64_C(1) << 32 &&
                   (uint64_t)MUSTER_MAX_RANKS * 65536 <= UINT64_C(1) << POST_RANK_SHIFT,
               "a rank, and the index of any row, must fit");
@@ -38,11 +32,6 @@ static_assert(((uint64_t)MUSTER_MAX_RANKS << POST_RANK_SHIFT) <= UINT64_C(1) << 
 __device__ __forceinline__ uint32_t post_flag(int rank, size_t index)
 {
     return (uint32_t)rank << POST_RANK_SHIFT | (uint32_t)index;
-}
-
-__device__ __forceinline__ struct post_pending post_nothing()
-{
-    return {~0u, ~0u, 0};
 }
 
 /* Once, by all threads of the block, before a barrier. */
@@ -54,12 +43,12 @@ __device__ __forceinline__ void post_open(struct post_office *office, int warps)
         office->open = (uint32_t)warps;
 }
 
-/* What the lanes' flags tell of is stored, and known to be stored by this warp. */
-__device__ inline void post_flags(struct post_office *office, struct post_pending *pending, uint32_t flag)
+/* What the lanes' flags tell of is stored, and known to be stored by this warp, which has filled *posted boxes so far. */
+__device__ inline void post_flags(struct post_office *office, uint32_t *posted, uint32_t flag)
 {
     if (!__any_sync(~0u, flag != ~0u))
         return;
-    struct post_box *box = &office->box[pending->posted++ % POST_BOXES][threadIdx.x / 32];
+    struct post_box *box = &office->box[(*posted)++ % POST_BOXES][threadIdx.x / 32];
     while (share_read(&box->full))
         __nanosleep(50);
     __syncwarp();
@@ -69,23 +58,9 @@ __device__ inline void post_flags(struct post_office *office, struct post_pendin
         share_write(&box->full, 1);
 }
 
-/*
- * The warp has begun to store another row, whose flag this is; posts that of the second before, whose store is over by then,
- * or nearly so.
- */
-__device__ inline void post_later(struct post_office *office, struct post_pending *pending, uint32_t flag)
+/* The warp posts no more. */
+__device__ inline void post_close(struct post_office *office)
 {
-    bulk_settle();
-    post_flags(office, pending, pending->older);
-    pending->older = pending->last;
-    pending->last = flag;
-}
-
-/* All that the warp has stored is stored, and it posts no more. */
-__device__ inline void post_close(struct post_office *office, struct post_pending *pending)
-{
-    post_flags(office, pending, pending->older);
-    post_flags(office, pending, pending->last);
     if ((threadIdx.x & 31) == 0)
         share_add(&office->open, ~0u);
 }
