@@ -120,12 +120,20 @@ static void set_door(int door, uint64_t word)
     set_word(&control->door[door].word, word);
 }
 
+static bool door_becomes(int door, uint64_t word)
+{
+    for (int ms = 0; ms < SOON_MS && word_of(&control->door[door].word) != word; ms++)
+        sleep_ms(1);
+    return word_of(&control->door[door].word) == word;
+}
+
 static void an_epoch_is_quiet_when_nobody_is_inside_any_door(void **state)
 {
     (void)state;
     for (int door = 0; door < CUDA_DOORS; door++) {
         set_door(door, open(epoch) + 1);
         raise_epoch();
+        assert_true(door_becomes(door, shut(epoch) + 1));
         sleep_ms(WHILE_MS);
         assert_true(look(&shared->mailbox.quiet_epoch) < epoch);
         set_door(door, shut(epoch));

@@ -41,3 +41,4 @@ object() { sed -n "$1p" "$folder/out"; }
 field() { object "$1" | grep -oE "\"$2\": (\"[^\"]*\"|[^,}]*)" | head -n 1 | cut -d ' ' -f 2- | tr -d '"'; }
 is() { [ "$(field "$1" "$2")" = "$3" ] || complain "$1: $2 is \"$(field "$1" "$2")\", wanted \"$3\""; }
 above() { awk -v a="$(field "$1" "$2")" -v b="$3" 'BEGIN { exit !(a + 0 > b) }' || complain "$1: $2 is not above $3"; }
+below() { awk -v a="$(field "$1" "$2")" -v b="$3" 'BEGIN { exit !(a ~ /^-?[0-9]/ && a + 0 < b) }' || complain "$1: $2 is not below $3"; }

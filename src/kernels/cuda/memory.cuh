@@ -71,6 +71,20 @@ __device__ __forceinline__ uint64_t word_add_acquire(uint64_t *word, uint64_t va
     return before;
 }
 
+/* The same for a count. */
+__device__ __forceinline__ uint32_t count_add_acquire(uint32_t *count, uint32_t value)
+{
+    uint32_t before;
+    asm volatile("atom.add.acquire.gpu.global.u32 %0, [%1], %2;" : "=r"(before) : "l"(count), "r"(value) : "memory");
+    return before;
+}
+
+/* Adds on this device, and waits for nothing. */
+__device__ __forceinline__ void word_add(uint64_t *word, uint64_t value)
+{
+    asm volatile("red.relaxed.gpu.global.add.u64 [%0], %1;" ::"l"(word), "l"(value) : "memory");
+}
+
 /* 16 bytes that a peer will read, or that this rank will not read soon: they need no place in the first-level cache. */
 __device__ __forceinline__ void stream_store(void *to, uint4 value)
 {

@@ -307,7 +307,7 @@ __device__ inline bool turn_count_out(const struct cuda_launch &l, const struct 
         __threadfence_system(); /* X3: see step_note_ended(); here all blocks do it at the same time */
     else
         __threadfence();
-    uint32_t before = atomicAdd(&l.exchange->exits, mine ? 1u + EXITS_VOID : 1u);
+    uint32_t before = count_add_acquire(&l.exchange->exits, mine ? 1u + EXITS_VOID : 1u);
     *found = before / EXITS_VOID + mine;
     return before % EXITS_VOID == gridDim.x - 1;
 }
@@ -356,11 +356,17 @@ __device__ void turn_leave(const struct cuda_launch &l, enum turn_operation oper
                            bool told_peers)
 {
     __syncthreads();
-    uint32_t found_void;
-    if (threadIdx.x != 0 || !turn_count_out(l, turn, told_peers, &found_void))
+    if (threadIdx.x >= 32)
         return;
-    __threadfence();
-    turn_epilogue(l, operation, turn, found_void);
+    uint32_t found_void = 0;
+    bool last = threadIdx.x == 0 && turn_count_out(l, turn, told_peers, &found_void);
+    if (!__any_sync(~0u, last))
+        return;
+    __syncwarp();
+    __threadfence(); /* what the first thread has from the other blocks all have, and fence off */
+    if (last)
+        turn_epilogue(l, operation, turn, found_void);
+    __syncwarp();
     if (FT && l.ends_step)
         __threadfence(); /* peers have been told; what only this stream's kernels read needs no fence */
     if (FT)

@@ -59,6 +59,21 @@ inline uint64_t word_add_acquire(uint64_t *word, uint64_t value)
     return __atomic_fetch_add(word, value, __ATOMIC_ACQUIRE);
 }
 
+inline uint32_t count_add_acquire(uint32_t *count, uint32_t value)
+{
+    if (simt_fenced())
+        return __atomic_fetch_add(count, value, __ATOMIC_ACQ_REL);
+    return __atomic_fetch_add(count, value, __ATOMIC_ACQUIRE);
+}
+
+inline void word_add(uint64_t *word, uint64_t value)
+{
+    if (simt_fenced())
+        __atomic_fetch_add(word, value, __ATOMIC_RELEASE);
+    else
+        __atomic_fetch_add(word, value, __ATOMIC_RELAXED);
+}
+
 inline void stream_store(void *to, uint4 value)
 {
     *(uint4 *)to = value;
