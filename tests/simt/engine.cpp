@@ -29,7 +29,7 @@ struct fiber {
     unsigned barrier = 0;
     uint64_t round = 0; /* of the barrier or the warp, when this fiber came to it */
     void *racer = nullptr; /* see races.h, as the next two */
-    bool fenced = false; /* what it has stored before its last fence, its later stores tell of */
+    bool fenced = false; /* since it last learnt what others have stored: its stores tell of all that */
     const void *looked[LOOKS] = {}; /* at words, lately: behind its next fence it sees what they tell of */
     unsigned looks = 0;
 };
@@ -220,6 +220,7 @@ void simt_barrier(unsigned number, unsigned threads)
     if (!barrier_done(b))
         pause(waits::barrier);
     races_after(order);
+    simt_joined();
 }
 
 unsigned simt_barrier_count(bool yes)
@@ -252,8 +253,10 @@ const uint64_t *simt_exchange(simt_operation operation, uint64_t value)
         w.come = 0;
         w.round++;
     }
-    if (operation == SIMT_SYNC)
+    if (operation == SIMT_SYNC) {
         races_after(&w.order[turn]);
+        simt_joined();
+    }
     return w.given[turn];
 }
 
@@ -271,6 +274,12 @@ void simt_fence()
 bool simt_fenced()
 {
     return self && self->fenced;
+}
+
+void simt_joined()
+{
+    if (self)
+        self->fenced = false;
 }
 
 void simt_looked(const void *word)

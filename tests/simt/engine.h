@@ -35,12 +35,14 @@ void simt_run(unsigned blocks, unsigned threads, unsigned late_ms, const std::fu
 void simt_look();
 
 /*
- * A fence; whether this fiber has come to one; and that it has looked at a word that orders nothing. The sanitizer knows no
+ * A fence; whether this fiber has come to one since it joined others; that it has, at a barrier or by a word of the block that
+ * it acquired, and so has what they stored; and that it has looked at a word that orders nothing. The sanitizer knows no
  * fences: so what is stored behind one releases, and a fence acquires what was looked at before. That is more than a fence
- * does: that a second one is missing, behind which a fiber stores again, is not seen.
+ * does: that a second one is missing, behind which a fiber that joined nobody stores again, is not seen.
  */
 void simt_fence();
 bool simt_fenced();
+void simt_joined();
 void simt_looked(const void *word);
 
 /* Waits for `threads` threads of the block; 0: for all that have not ended. Barriers 0 to 15. */

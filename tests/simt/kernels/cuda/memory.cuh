@@ -87,7 +87,9 @@ inline uint4 stream_load(const void *from)
 inline uint32_t share_read(const uint32_t *word)
 {
     simt_look();
-    return __atomic_load_n(word, __ATOMIC_ACQUIRE);
+    uint32_t value = __atomic_load_n(word, __ATOMIC_ACQUIRE);
+    simt_joined();
+    return value;
 }
 
 inline void share_write(uint32_t *word, uint32_t value)
