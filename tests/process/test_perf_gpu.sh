@@ -121,11 +121,18 @@ for line in 1 3; do
     done
 done
 
-# It may cost 1 us an operation; here, where other work may disturb, a pair gets twice as much.
-measure --no-baseline --tokens 1,32 --compare-fault-tolerance --blocks 6 --iterations 4
+# It may cost 1 us an operation; here, where other work may disturb, a pair gets twice as much. Over PCIe the end of a step,
+# which peers are told, takes longer.
+fast_gbs=100
+(
+    unset MUSTER_PLAN MUSTER_MULTIPROCESSORS
+    measure --no-baseline --tokens 1,32 --compare-fault-tolerance --blocks 6 --iterations 4
+)
 lines_are 4
-below 1 ft_cost_us 4
-below 3 ft_cost_us 4
+if awk -v gbs="$(field 1 link_rate_gbs)" -v fast=$fast_gbs 'BEGIN { exit !(gbs + 0 > fast) }'; then
+    below 1 ft_cost_us 4
+    below 3 ft_cost_us 4
+fi
 
 # The table says the same in words.
 timeout -k 5 120 "$muster" perf ep --backend cuda --ranks 2 $quick --no-baseline --tokens 5 --hidden 256 --experts 8 \

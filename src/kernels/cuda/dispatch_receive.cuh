@@ -99,7 +99,7 @@ __device__ inline void receive_runs(const struct cuda_launch &l, const struct tu
                                     const struct dispatch_receive_args &args, const struct receiving *r, int block,
                                     int blocks, struct bulk_stage *stage)
 {
-    int32_t warps = l.plan.stages, ranks = turn->ranks, turns = l.plan.shares ? 1 : 4;
+    int32_t warps = l.plan.stages, ranks = turn->ranks, turns = l.plan.streams && !l.plan.shares ? 4 : 1;
     int32_t share = r->most_rows * ranks / (blocks * warps * turns);
     int32_t size = share < 1 ? 1 : share < 32 ? share : 32, all = (r->most_rows + size - 1) / size * ranks;
     for (int32_t i = (int32_t)threadIdx.x / 32 * blocks + block; i < all; i += blocks * warps) {

@@ -66,12 +66,10 @@ inline uint32_t count_add_acquire(uint32_t *count, uint32_t value)
     return __atomic_fetch_add(count, value, __ATOMIC_ACQUIRE);
 }
 
+/* Behind a fence of its own thread, though the warp may have met since; which the engine cannot tell from none. */
 inline void word_add(uint64_t *word, uint64_t value)
 {
-    if (simt_fenced())
-        __atomic_fetch_add(word, value, __ATOMIC_RELEASE);
-    else
-        __atomic_fetch_add(word, value, __ATOMIC_RELAXED);
+    __atomic_fetch_add(word, value, __ATOMIC_RELEASE);
 }
 
 inline void stream_store(void *to, uint4 value)
