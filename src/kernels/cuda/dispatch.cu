@@ -157,7 +157,10 @@ static void plan_words(const struct exchange_shape *shape, int32_t tokens, int32
     plan->send_blocks = 1 + plan_least(rows << plan->send_cut.log2_parts, blocks);
 }
 
-/* Whether half of the multiprocessors fill the link. A row is loaded once, so fewer do if it goes to more ranks. */
+/*
+ * Whether half of the multiprocessors fill the link: measured with two ranks (docs/performance.md). A row is loaded once, so
+ * fewer do if it goes to more ranks.
+ */
 static bool plan_half_fills_link(const struct exchange_shape *shape, int32_t multiprocessors)
 {
     int32_t needed = shape->ranks > 2 ? 10 : 16;
