@@ -132,7 +132,7 @@ static void member_advance(struct member *m, struct member_actions *actions)
         return;
     member_publish(m, actions);
     member_resolve_swap(m, actions);
-    if (m->view.phase == VIEW_NONE)
+    if (member_is_vacant(m))
         member_found(m, actions);
     else if (member_is_in_view(m))
         member_take_part(m, actions);
@@ -142,13 +142,20 @@ static void member_advance(struct member *m, struct member_actions *actions)
 
 /* ---- The public calls ---- */
 
-/* M27: who slept through a deadline of its own has old news; it judges nobody by the time it slept. */
-static void member_wake(struct member *m)
+/*
+ * M27: who did not run has old news, and judges nobody by the time it slept: its deadlines start anew. A pause that is no
+ * longer than those of a busy machine counts once per view: who is always a little late has to judge in the end.
+ */
+static void member_wake(struct member *m, uint64_t paused_ns)
 {
-    bool slept = m->now_ns > m->next_ns && m->now_ns - m->next_ns > m->config.grace_ns;
-    if (!slept || m->slept_revision == m->revision)
+    uint64_t late_ns = m->now_ns > m->next_ns ? m->now_ns - m->next_ns : 0;
+    uint64_t slept_ns = late_ns > paused_ns ? late_ns : paused_ns;
+    bool is_long = slept_ns > m->config.acknowledge_timeout_ns / 2;
+    if (slept_ns <= m->config.grace_ns || (!is_long && m->slept_revision == m->revision))
         return;
-    m->slept_revision = m->revision;
+    if (!is_long)
+        m->slept_revision = m->revision;
+    m->started_ns = m->now_ns;
     m->view_seen_ns = m->now_ns;
     m->want_ns = m->now_ns;
     for (int r = 0; r < m->config.ranks; r++)
@@ -165,7 +172,7 @@ void member_step(struct member *m, const struct member_event *event, struct memb
     if (event->type == MEMBER_TICK)
         m->ticked_ns = m->now_ns;
     m->waiting = event->waiting;
-    member_wake(m);
+    member_wake(m, event->paused_ns);
     m->next_ns = UINT64_MAX;
     if (member_is_sane(m, event))
         member_take(m, event, actions);

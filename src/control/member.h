@@ -26,6 +26,9 @@ struct view {
     uint32_t expelled_incarnation[MUSTER_MAX_RANKS]; /* of the ranks in expelled */
 };
 
+/* Of a process that has not begun an epoch yet: it has nothing that the others would have to go back to. */
+#define MEMBER_NO_PROGRESS UINT64_MAX
+
 enum record_state { RECORD_NONE, RECORD_JOINING, RECORD_ACTIVE, RECORD_LEFT };
 
 /* The value of the key "member/R": what rank R says of itself. Only R writes it. */
@@ -34,6 +37,7 @@ struct record {
     enum record_state state;
     uint32_t acknowledged; /* epoch whose prepare this rank has acknowledged */
     uint32_t ready; /* epoch this rank is ready for */
+    uint64_t progress; /* how far its caller had come when it said so, or MEMBER_NO_PROGRESS; fixed with `ready` */
     uint32_t failed; /* epoch in which an operation failed here, or abort was called: it must end */
     uint32_t overdue_epoch; /* epoch of the report below */
     muster_mask overdue; /* the peers for which this rank has waited past the deadline */
@@ -76,11 +80,13 @@ struct member_event {
     enum member_event_type type;
     uint64_t now_ns;
     muster_mask waiting; /* in every event: the peers that the running kernel here waits for at this moment */
+    uint64_t paused_ns; /* in every event: how long the driver has just not run (stopped, frozen), as far as it can tell */
     bool ok;
     int32_t rank;
     uint32_t incarnation;
     uint32_t epoch;
     muster_mask mask;
+    uint64_t progress; /* of MEMBER_READY */
     uint64_t revision;
     const struct view *view;
     const struct record *record;
@@ -133,6 +139,15 @@ uint64_t member_next_ns(const struct member *m);
 /* What this rank has published, for MEMBER_DO_PUT. */
 const struct record *member_record(const struct member *m);
 
+/* At MEMBER_DO_BEGIN, the same at every member: the least and the most progress of those that have any; 0, 0 if none. */
+void member_progress(const struct member *m, uint64_t *least, uint64_t *most);
+
+/*
+ * Whose configuration counts when a rank joins or creates something: every rank while the group is being founded (M2,
+ * M31), otherwise the members that live, and this rank.
+ */
+muster_mask member_expected(const struct member *m);
+
 /* The installed view (phase VIEW_COMMITTED), or one with epoch 0. */
 const struct view *member_installed(const struct member *m);
 
@@ -169,7 +184,7 @@ struct member {
     bool unpublished; /* self has changed since the last DO_PUT */
     enum member_swap swap;
     enum member_want want;
-    uint64_t slept_revision; /* of the view for which this rank has forgiven itself a sleep */
+    uint64_t slept_revision; /* of the view for which this rank has forgiven itself a short sleep */
     /* Times; 0 = not running. The clock of events is never 0. */
     uint64_t accused_ns[MUSTER_MAX_RANKS]; /* in this view, of each rank: when the first report named it */
     uint64_t now_ns, ticked_ns, started_ns, view_seen_ns, want_ns, swap_started_ns;

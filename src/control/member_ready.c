@@ -22,7 +22,24 @@ void member_take_ready(struct member *m, const struct member_event *event)
     if (!member_runs(m, event->epoch) || m->self.ready == event->epoch)
         return;
     m->self.ready = event->epoch;
+    m->self.progress = event->progress;
     m->unpublished = true;
+}
+
+/* M32: every member has begun on the same records, so all that compare their own progress with this decide alike. */
+void member_progress(const struct member *m, uint64_t *least, uint64_t *most)
+{
+    *least = MEMBER_NO_PROGRESS;
+    *most = 0;
+    for (int r = mask_next(m->view.mask, 0); r >= 0; r = mask_next(m->view.mask, r + 1)) {
+        uint64_t progress = member_says(m, r)->progress;
+        if (progress == MEMBER_NO_PROGRESS)
+            continue;
+        *least = progress < *least ? progress : *least;
+        *most = progress > *most ? progress : *most;
+    }
+    if (*least == MEMBER_NO_PROGRESS)
+        *least = 0;
 }
 
 /* M16: nobody begins an epoch before every member is ready for it. */

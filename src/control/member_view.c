@@ -29,11 +29,32 @@ muster_mask member_joining(const struct member *m)
     return joining;
 }
 
-/* M2: the first view holds every rank. */
+static bool member_is_fenced(const struct member *m, int r)
+{
+    return m->fenced[r] >= m->view.incarnation[r];
+}
+
+/* M31: there is no view, or every member of the one that there is has exited or left. */
+bool member_is_vacant(const struct member *m)
+{
+    return m->view.phase == VIEW_NONE || member_all(m, member_is_fenced);
+}
+
+/* M1: numbers go on where the group before left off. */
+static uint32_t member_founding_epoch(const struct member *m)
+{
+    return m->view.phase == VIEW_NONE ? m->config.first_epoch : m->view.epoch + 1;
+}
+
+/* M2, M31: the first view of a group holds every rank. */
 void member_found(struct member *m, struct member_actions *actions)
 {
     muster_mask all = mask_first(m->config.ranks);
     muster_mask missing = mask_minus(all, member_joining(m));
+    if (member_founding_epoch(m) > STAMP_MAX_EPOCH) { /* M23 */
+        member_stop(m, actions, MUSTER_ERR_EXHAUSTED, (muster_mask){{0, 0}});
+        return;
+    }
     if (!mask_empty(missing)) {
         m->want = MEMBER_WANTS_NOTHING;
         if (member_due(m, m->started_ns, m->config.start_timeout_ns)) /* M28 */
@@ -42,12 +63,19 @@ void member_found(struct member *m, struct member_actions *actions)
     }
     if (!member_is_my_turn(m, MEMBER_WANTS_FOUND, all))
         return;
-    struct view first = {.epoch = m->config.first_epoch,
+    struct view first = {.epoch = member_founding_epoch(m),
                          .phase = VIEW_PREPARE,
                          .proposer = m->config.rank,
                          .mask = all};
     memcpy(first.incarnation, m->present, sizeof first.incarnation);
     member_swap(m, &first, actions);
+}
+
+muster_mask member_expected(const struct member *m)
+{
+    if (member_is_vacant(m))
+        return mask_first(m->config.ranks);
+    return mask_with(mask_minus(m->view.mask, member_which(m, member_is_dead)), m->config.rank);
 }
 
 /* M1: one more than the newest epoch, whatever became of that. M18: the expelled stay so until a view commits. */

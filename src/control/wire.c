@@ -9,7 +9,7 @@
 #include "core/mask.h"
 #include "core/stamp.h"
 
-enum { WIRE_VERSION = 1, VALUE_VERSION = 1, CHECKSUM_OFFSET = 16, CHECKSUM_BYTES = 8 };
+enum { WIRE_VERSION = 1, VALUE_VERSION = 2, CHECKSUM_OFFSET = 16, CHECKSUM_BYTES = 8 };
 
 #define WIRE_MAGIC UINT32_C(0x5254534d) /* "MSTR" */
 
@@ -189,6 +189,7 @@ size_t wire_put_record(const struct record *record, unsigned char out[STORE_MAX_
     put_u32(&w, record->incarnation);
     put_u32(&w, record->acknowledged);
     put_u32(&w, record->ready);
+    put_u64(&w, record->progress);
     put_u32(&w, record->failed);
     put_u32(&w, record->overdue_epoch);
     put_mask(&w, record->overdue);
@@ -213,6 +214,7 @@ int wire_get_record(const unsigned char *bytes, size_t size, struct record *reco
     read.incarnation = get_u32(&r);
     read.acknowledged = get_u32(&r);
     read.ready = get_u32(&r);
+    read.progress = get_u64(&r);
     read.failed = get_u32(&r);
     read.overdue_epoch = get_u32(&r);
     read.overdue = get_mask(&r);

@@ -77,12 +77,34 @@ static void check_joined(struct world *w, const struct process *joiner)
     }
 }
 
+static bool check_is_listed(const struct view *view, const struct process *p)
+{
+    return check_is_member(view, p) ||
+           (mask_has(view->expelled, p->rank) && view->expelled_incarnation[p->rank] == p->incarnation);
+}
+
+/* A view that goes on with nobody of the one before: all ranks come, and nobody of that one could still write. */
+static void check_founded(struct world *w, const struct view *old, const struct view *view)
+{
+    bool goes_on = false;
+    for (int i = 0; old && i < w->processes; i++)
+        goes_on |= check_is_member(old, &w->process[i]) && check_is_member(view, &w->process[i]);
+    if (goes_on)
+        return;
+    if (!mask_equal(view->mask, mask_first(w->plan.ranks)))
+        check_fail(w, NULL, "the first view does not hold every rank");
+    for (int i = 0; old && i < w->processes; i++) {
+        const struct process *p = &w->process[i];
+        if (check_is_listed(old, p) && p->alive && !p->unmapped)
+            check_fail(w, p, "a group is founded anew while somebody of the one before lives");
+    }
+}
+
 static void check_prepared(struct world *w, const struct view *old, const struct view *view)
 {
     if (old && view->epoch != old->epoch + 1)
         check_fail(w, NULL, "an epoch is not one more than the one before");
-    if (!old && !mask_equal(view->mask, mask_first(w->plan.ranks)))
-        check_fail(w, NULL, "the first view does not hold every rank");
+    check_founded(w, old, view);
     if (view->epoch > STAMP_MAX_EPOCH)
         check_fail(w, NULL, "an epoch beyond the last one");
     if (mask_count(view->mask) < w->plan.min_ranks)
@@ -156,7 +178,20 @@ void check_quiesced(struct world *w, const struct process *p, uint32_t epoch)
 void check_ready(struct world *w, const struct process *p, uint32_t epoch)
 {
     struct epoch_log *log = check_epoch(w, epoch);
+    if (p->progress != MEMBER_NO_PROGRESS && !mask_has(log->ready, p->rank)) {
+        log->least = !log->any || p->progress < log->least ? p->progress : log->least;
+        log->most = p->progress > log->most ? p->progress : log->most;
+        log->any = true;
+    }
     log->ready = mask_with(log->ready, p->rank);
+}
+
+/* M32: what every member is told when it begins is what all of them had when they became ready. */
+void check_progress(struct world *w, const struct process *p, uint64_t least, uint64_t most)
+{
+    const struct epoch_log *log = check_epoch(w, p->begun_epoch);
+    if (log->least != least || log->most != most)
+        check_fail(w, p, "a member begins with a progress that is not the least and the most of all");
 }
 
 static void check_raise(struct world *w, const struct process *p, const struct view *view)
@@ -215,6 +250,12 @@ static bool check_may_be_evicted(struct world *w, const struct process *p)
            w->presence[p->rank] > p->incarnation;
 }
 
+/* Whether that is so long ago that what should follow must have followed. */
+static bool check_long_since(const struct world *w, uint64_t since_ns)
+{
+    return w->now_ns - since_ns > SIM_READY && w->now_ns - w->thawed_ns > SIM_READY;
+}
+
 /* Someone has long run in the newest view, and nothing keeps it from taking this rank in. */
 static bool check_could_join(const struct world *w, const struct process *joiner)
 {
@@ -225,10 +266,28 @@ static bool check_could_join(const struct world *w, const struct process *joiner
     for (int i = 0; i < w->processes; i++) {
         const struct process *p = &w->process[i];
         bool begun = process_runs(p) && p->begun_epoch == view->epoch && p->activity != ACTIVITY_HUNG;
-        runs |= begun && w->now_ns - p->begun_ns > SIM_READY;
+        runs |= begun && check_long_since(w, p->begun_ns);
         predecessor |= p->rank == joiner->rank && p->incarnation < joiner->incarnation && !p->reaped && !p->left;
     }
     return runs && !predecessor;
+}
+
+/* Nobody is left of the newest view, and a process of every rank has long been there to found the group anew. */
+static bool check_could_found(const struct world *w)
+{
+    int waiting = 0;
+    const struct view *view = w->view_value >= 0 ? &w->view[w->view_value] : NULL;
+    if (!view || view->epoch == STAMP_MAX_EPOCH || w->restarted)
+        return false;
+    for (int i = 0; i < w->processes; i++) {
+        const struct process *p = &w->process[i];
+        bool gone = (p->reaped || p->left) && check_long_since(w, p->gone_ns);
+        bool waits = process_runs(p) && p->connected && !p->was_member && p->connected_ns != 0;
+        if (check_is_listed(view, p) && !gone)
+            return false;
+        waiting += waits && check_long_since(w, p->connected_ns) && w->presence[p->rank] == p->incarnation;
+    }
+    return waiting == w->plan.ranks;
 }
 
 /* Nobody came to found the group with, or took this rank in; or its kernels hang. */
@@ -236,7 +295,7 @@ static bool check_may_time_out(const struct world *w, const struct process *p)
 {
     if (p->was_member)
         return data_executes(p);
-    return w->now_ns - p->connected_ns >= SIM_START && !check_could_join(w, p);
+    return w->now_ns - p->connected_ns >= SIM_START && !check_could_join(w, p) && !check_could_found(w);
 }
 
 static bool check_may_stop(struct world *w, const struct process *p, const struct member_action *a)

@@ -78,6 +78,10 @@ void data_begin(struct world *w, struct process *p)
     p->begun_epoch = p->installed_epoch;
     p->begun_ns = w->now_ns;
     p->step_view = *member_installed(&p->member);
+    uint64_t least, most;
+    member_progress(&p->member, &least, &most);
+    check_progress(w, p, least, most);
+    p->progress = least; /* what others have to run again is run again here as well */
     p->generation++;
     p->exchange = 0;
     p->activity = ACTIVITY_IDLE;
@@ -170,6 +174,7 @@ void data_poll(struct world *w, struct process *p)
     tally.exchanges++;
     p->done_since_heal += w->healed && p->waiting_since_ns >= w->healed_ns;
     p->exchange++;
+    p->progress += p->exchange & 1 ? 0 : 1;
     p->activity = p->exchange & 1 ? ACTIVITY_COMPUTING : ACTIVITY_IDLE;
     if (p->activity == ACTIVITY_COMPUTING && data_is_over(p))
         p->verdict_read = false;

@@ -55,6 +55,65 @@ static bool fault_respawn(struct world *w, int rank)
     return false;
 }
 
+/* A process of the rank comes when its predecessor has gone for good, or not at all. */
+void fault_come(struct world *w, int rank)
+{
+    const struct process *old = fault_newest(w, rank);
+    bool going = !old->alive || old->ended || old->leaving;
+    if (w->restarted || !going)
+        return;
+    if (old->reaped || old->left)
+        process_spawn(w, rank);
+    else if (!w->healed)
+        world_post(w, w->now_ns + 2 * SIM_MS, (struct sim_event){.type = EVENT_COME, .process = -1, .rank = rank});
+}
+
+/* Every rank goes, in one of two ways, and a new process of each comes a little later. */
+static void fault_vanish(struct world *w)
+{
+    for (int r = 0; r < w->plan.ranks; r++) {
+        struct process *p = fault_newest(w, r);
+        p->faulted = true;
+        if (process_runs(p) && random_chance(&w->os, 300))
+            world_post(w, w->now_ns, (struct sim_event){.type = EVENT_LEAVING, .process = p->id});
+        else if (p->alive && !p->unkillable)
+            process_exit(w, p);
+        world_post(w, w->now_ns + random_between(&w->os, SIM_MS, 40 * SIM_MS),
+                   (struct sim_event){.type = EVENT_COME, .process = -1, .rank = r});
+    }
+    tally.faults[SIM_VANISH]++;
+}
+
+/* A moment of the past, as it would be had the time of the freeze not passed. */
+static void fault_later(uint64_t *at_ns, uint64_t length_ns)
+{
+    *at_ns += *at_ns ? length_ns : 0;
+}
+
+/* What kernels (X17) and checks do not count. */
+static void fault_freeze_process(struct process *p, uint64_t length_ns)
+{
+    uint64_t *times[] = {&p->waiting_since_ns, &p->begun_step_ns, &p->continued_ns};
+    for (size_t i = 0; i < sizeof times / sizeof *times; i++)
+        fault_later(times[i], length_ns);
+}
+
+/* Clocks go on, and nothing else does. */
+static void fault_freeze(struct world *w, uint64_t length_ns)
+{
+    for (int i = 0; i < w->processes; i++) {
+        uint64_t idle_ns = random_below(&w->os, SIM_IDLE);
+        fault_freeze_process(&w->process[i], length_ns);
+        if (process_runs(&w->process[i]))
+            w->process[i].paused_ns = length_ns > idle_ns ? length_ns - idle_ns : 0;
+    }
+    fault_later(&w->continued_ns, length_ns);
+    fault_later(&w->restarted_ns, length_ns);
+    w->thawed_ns = w->now_ns + length_ns;
+    world_freeze(w, length_ns);
+    tally.faults[SIM_FREEZE]++;
+}
+
 /* A report that blames whoever the dice name. */
 static bool fault_overdue(struct world *w, struct process *p)
 {
@@ -125,6 +184,10 @@ void fault_apply(struct world *w, int index)
         fault_crash_several(w, fault);
     } else if (fault->kind == SIM_RESPAWN) {
         tally.faults[SIM_RESPAWN] += fault_respawn(w, fault->rank);
+    } else if (fault->kind == SIM_VANISH) {
+        fault_vanish(w);
+    } else if (fault->kind == SIM_FREEZE) {
+        fault_freeze(w, fault->length_ns);
     } else if (fault->kind == SIM_RESTART) {
         tally.faults[SIM_RESTART]++;
         store_restart(w, fault->after);

@@ -28,6 +28,8 @@ static const char *const plan_names[SIM_KINDS] = {
     [SIM_PAUSE_AT] = "pause at an action",
     [SIM_CRASH_JOINER] = "crash of a joiner",
     [SIM_RESTART] = "store restart",
+    [SIM_VANISH] = "all gone and back",
+    [SIM_FREEZE] = "frozen world",
     [SIM_LOST_REPLY] = "lost reply",
     [SIM_DOUBLE_REPLY] = "doubled reply",
     [SIM_DELAY] = "delay",
@@ -44,6 +46,7 @@ static const unsigned plan_weight[SIM_PLANNED_KINDS] = {
     [SIM_DISCONNECT] = 5, [SIM_UNKILLABLE] = 1,    [SIM_RESPAWN] = 30,     [SIM_LEAVE] = 8,     [SIM_OVERDUE] = 8,
     [SIM_FAILED] = 6,     [SIM_REFUSE] = 6,        [SIM_SLOW_LOAD] = 6,    [SIM_LATE_LOAD] = 4, [SIM_CRASH_AT] = 16,
     [SIM_STOP_AT] = 8,    [SIM_PAUSE_AT] = 10,     [SIM_CRASH_JOINER] = 5, [SIM_RESTART] = 1,
+    [SIM_VANISH] = 6,     [SIM_FREEZE] = 10,
 };
 
 static enum fault_kind plan_draw_kind(struct random *random, const bool *enabled)

@@ -51,6 +51,7 @@ struct process *process_spawn(struct world *w, int rank)
     p->incarnation = incarnation;
     p->alive = true;
     p->verdict_read = true;
+    p->progress = MEMBER_NO_PROGRESS;
     p->tick_ns = SIM_NEVER;
     p->operation_timeout_ns = random_between(&w->work, SIM_OPERATION_MIN, SIM_OPERATION_MAX);
     process_configure(w, p);
@@ -70,6 +71,7 @@ void process_stop(struct world *w, struct process *p)
 {
     trace_event(w, p, "stopped by a signal", 0, 0);
     p->stopped = true;
+    p->stopped_ns = w->now_ns;
 }
 
 static void process_keep(struct process *p, const struct sim_event *event)
@@ -89,7 +91,9 @@ void process_continue(struct world *w, struct process *p)
     if (!p->stopped || p->stays_stopped)
         return;
     trace_event(w, p, "continued", 0, 0);
+    uint64_t idle_ns = random_below(&w->os, SIM_IDLE), stopped_ns = w->now_ns - p->stopped_ns;
     p->stopped = false;
+    p->paused_ns = stopped_ns > idle_ns ? stopped_ns - idle_ns : 0;
     p->continued_ns = w->continued_ns = w->now_ns;
     data_poll(w, p);
     for (int timers = 0; timers < 2; timers++)
@@ -182,6 +186,8 @@ void process_tell(struct world *w, struct process *p, struct member_event event)
     if (p->ended)
         return;
     event.now_ns = w->now_ns;
+    event.paused_ns = p->paused_ns;
+    p->paused_ns = 0;
     if (p->activity == ACTIVITY_WAITING)
         event.waiting = data_missing(w, p);
     member_step(&p->member, &event, &w->actions);
@@ -212,7 +218,9 @@ static void process_ready(struct world *w, struct process *p)
     if (p->loaded_epoch != p->installed_epoch || !p->verdict_read || p->loaded_epoch == 0)
         return;
     check_ready(w, p, p->installed_epoch);
-    process_tell(w, p, (struct member_event){.type = MEMBER_READY, .epoch = p->installed_epoch});
+    process_tell(w, p,
+                 (struct member_event){
+                     .type = MEMBER_READY, .epoch = p->installed_epoch, .progress = p->progress});
 }
 
 static void process_loaded(struct world *w, struct process *p, uint32_t epoch)

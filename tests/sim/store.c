@@ -178,6 +178,7 @@ static void store_closed(struct world *w, struct process *p)
 static void store_leave(struct world *w, struct process *p)
 {
     p->left = true;
+    p->gone_ns = w->now_ns;
     store_update_fence(w, p->rank);
     store_presence_ends(w, p);
 }
@@ -243,6 +244,7 @@ void store_handle(struct world *w, const struct sim_event *event)
         store_closed(w, p);
     else if (event->type == EVENT_REAPED) {
         p->reaped = true;
+        p->gone_ns = p->left ? p->gone_ns : w->now_ns;
         store_presence_ends(w, p);
         store_update_fence(w, p->rank);
     } else if (p->connected)

@@ -22,16 +22,36 @@ static bool world_before(const struct sim_event *a, const struct sim_event *b)
     return a->at_ns != b->at_ns ? a->at_ns < b->at_ns : a->sequence < b->sequence;
 }
 
+static void world_insert(struct world *w, struct sim_event event)
+{
+    int i = w->heap_count++;
+    for (int parent; i > 0 && world_before(&event, &w->heap[parent = (i - 1) / 2]); i = parent)
+        w->heap[i] = w->heap[parent];
+    w->heap[i] = event;
+}
+
 void world_post(struct world *w, uint64_t at_ns, struct sim_event event)
 {
     event.at_ns = at_ns;
     event.sequence = w->sequence++;
     if (w->heap_count == w->heap_space)
         w->heap = world_grow(w->heap, &w->heap_space, sizeof *w->heap);
-    int i = w->heap_count++;
-    for (int parent; i > 0 && world_before(&event, &w->heap[parent = (i - 1) / 2]); i = parent)
-        w->heap[i] = w->heap[parent];
-    w->heap[i] = event;
+    world_insert(w, event);
+}
+
+/* Timers are due by the clock, which goes on; everything else comes later by what was lost. */
+void world_freeze(struct world *w, uint64_t length_ns)
+{
+    int count = w->heap_count;
+    w->heap_count = 0;
+    for (int i = 0; i < count; i++) {
+        struct sim_event event = w->heap[i];
+        uint64_t thawed_ns = w->now_ns + length_ns;
+        bool timer = event.type == EVENT_TICK;
+        event.at_ns += !timer ? length_ns : event.at_ns < thawed_ns ? thawed_ns - event.at_ns : 0;
+        world_insert(w, event);
+    }
+    w->plan.heal_ns += length_ns;
 }
 
 static struct sim_event world_take(struct world *w)
@@ -97,7 +117,7 @@ static void world_reset(struct world *w, uint64_t seed)
     w->work = random_stream(seed, 2);
     w->os = random_stream(seed, 3);
     w->healed = w->restarted = w->over = false;
-    w->restarted_ns = w->healed_ns = w->bound_ns = w->continued_ns = 0;
+    w->restarted_ns = w->healed_ns = w->bound_ns = w->continued_ns = w->thawed_ns = 0;
     w->heap_count = w->views = w->records = w->processes = 0;
     w->sequence = w->revision = w->view_revision = 0;
     w->view_value = -1;
@@ -119,6 +139,8 @@ void world_handle(struct world *w, const struct sim_event *event)
     struct process *p = event->process >= 0 ? &w->process[event->process] : NULL;
     if (event->type == EVENT_FAULT)
         fault_apply(w, event->value);
+    else if (event->type == EVENT_COME)
+        fault_come(w, event->rank);
     else if (event->type == EVENT_HEAL)
         fault_heal(w);
     else if (event->type <= EVENT_REAPED)

@@ -39,6 +39,7 @@ enum event_type {
     EVENT_KILL,
     EVENT_PAUSE, /* value: index into plan.fault */
     EVENT_CONTINUE,
+    EVENT_COME, /* rank: a process of it is started, when the one before has exited or left */
     EVENT_FAULT, /* value: index into plan.fault */
     EVENT_HEAL,
     /* In a process; a stopped one takes them when it continues. */
@@ -93,6 +94,8 @@ enum fault_kind {
     SIM_PAUSE_AT, /* SIGSTOP there, later SIGCONT */
     SIM_CRASH_JOINER, /* SIGKILL of a process that has just been taken in */
     SIM_RESTART, /* the store restarts: every presence is lost */
+    SIM_VANISH, /* every rank is killed or leaves, and all are started again */
+    SIM_FREEZE, /* nothing in the world runs for a while: a paused container, a suspended machine */
     SIM_PLANNED_KINDS,
     SIM_LOST_REPLY = SIM_PLANNED_KINDS,
     SIM_DOUBLE_REPLY,
@@ -141,13 +144,15 @@ struct process {
     bool alive; /* has not exited */
     bool stopped; /* by SIGSTOP */
     bool stays_stopped; /* whatever pause of it ends */
+    uint64_t stopped_ns; /* since when */
+    uint64_t paused_ns; /* what the agent makes of its last stop, until it has told its member */
     bool ended; /* its group has stopped, or it has left */
     bool unmapped; /* it is leaving: no kernel will touch the peers' memory again */
     bool left; /* in the store's eyes, like the next */
     bool connected;
     bool unkillable;
     bool reaped;
-    uint64_t connected_ns;
+    uint64_t connected_ns, gone_ns; /* gone: reaped or left */
 
     /* Agent. */
     struct member member;
@@ -161,6 +166,7 @@ struct process {
     uint64_t load_ns; /* how long the next load takes; 0 = the usual time */
     bool leaving;
     bool verdict_read;
+    uint64_t progress; /* good steps, counted on from the least of each view; or MEMBER_NO_PROGRESS */
 
     /* Data plane. */
     enum activity activity;
@@ -192,6 +198,8 @@ struct epoch_log {
     muster_mask mask;
     uint32_t incarnation[SIM_MAX_RANKS];
     muster_mask quiesced, ready;
+    bool any; /* member that is ready had some progress: the least of them, and the most */
+    uint64_t least, most;
 };
 
 struct world {
@@ -203,6 +211,7 @@ struct world {
     uint64_t restarted_ns, healed_ns;
     uint64_t bound_ns; /* after the healing */
     uint64_t continued_ns; /* the last SIGCONT to anyone */
+    uint64_t thawed_ns; /* when the last freeze ended */
 
     struct sim_event *heap;
     int heap_count, heap_space;
@@ -257,12 +266,14 @@ extern struct tally tally;
 #define SIM_OPERATION_MAX (100 * SIM_MS)
 #define SIM_STEP (200 * SIM_MS)
 #define SIM_LEASE (100 * SIM_MS)
+#define SIM_IDLE (SIM_GRACE / 2) /* an agent wakes at least as often: what it cannot tell from a pause */
 
 /* world.c */
 void world_create(struct world *w);
 void world_destroy(struct world *w);
 void world_run(struct world *w, uint64_t seed, int ranks); /* ranks 0: drawn; w->failure says what did not hold */
 void world_post(struct world *w, uint64_t at_ns, struct sim_event event);
+void world_freeze(struct world *w, uint64_t length_ns);
 void world_handle(struct world *w, const struct sim_event *event);
 int world_keep_view(struct world *w, const struct view *view);
 int world_keep_record(struct world *w, const struct record *record);
@@ -298,6 +309,7 @@ muster_mask data_missing(const struct world *w, const struct process *p);
 
 /* fault.c */
 void fault_apply(struct world *w, int index);
+void fault_come(struct world *w, int rank);
 bool fault_trap(struct world *w, struct process *p, int point, bool after); /* true: p does not go on */
 void fault_pause(struct world *w, struct process *p, uint64_t length_ns);
 void fault_heal(struct world *w);
@@ -308,6 +320,7 @@ void check_put(struct world *w, const struct process *p, const struct record *re
 void check_action(struct world *w, struct process *p, const struct member_action *action);
 void check_quiesced(struct world *w, const struct process *p, uint32_t epoch);
 void check_ready(struct world *w, const struct process *p, uint32_t epoch);
+void check_progress(struct world *w, const struct process *p, uint64_t least, uint64_t most);
 void check_landing(struct world *w, const struct process *from, const struct process *to, uint64_t stamp);
 void check_exchange(struct world *w, const struct process *p);
 void check_clock(struct world *w);

@@ -95,6 +95,13 @@ static void acknowledges(int rank)
     tell_record(rank);
 }
 
+static void comes_so_far(int rank, uint64_t progress)
+{
+    bench.said[rank].progress = progress;
+    bench.said[rank].ready = bench.view.epoch;
+    tell_record(rank);
+}
+
 static void is_ready(int rank)
 {
     bench.said[rank].ready = bench.view.epoch;
@@ -310,6 +317,117 @@ static void m28_joiner_that_nobody_takes_in_gives_up(void **state)
     assert_does_nothing();
     passes(1000 * MS);
     assert_stops(MUSTER_ERR_TIMEOUT, 4);
+}
+
+/* All three ranks were in a view that was committed, and this newcomer of rank 0 hears of it. */
+static void starts_after(enum view_phase phase)
+{
+    struct member_config config = usual;
+    config.incarnation = 2;
+    starts(config);
+    bench.view = (struct view){.epoch = 7, .phase = phase, .mask = ranks(7), .incarnation = {1, 1, 1}};
+    tell_view();
+    tell_fenced(0, 1);
+}
+
+static void m31_who_comes_when_all_have_gone_founds_the_next_epoch(void **state)
+{
+    (void)state;
+    starts_after(VIEW_COMMITTED);
+    tell_fenced(1, 1);
+    comes(1, 2);
+    tell_fenced(2, 1);
+    assert_null(does(MEMBER_DO_SWAP));
+    comes(2, 2);
+    assert_proposes(8, 7, 0);
+    assert_int_equal(does(MEMBER_DO_SWAP)->view.incarnation[1], 2);
+    assert_int_equal(does(MEMBER_DO_SWAP)->revision, bench.revision);
+}
+
+static void m31_a_view_that_was_being_prepared_likewise(void **state)
+{
+    (void)state;
+    starts_after(VIEW_PREPARE);
+    for (int r = 1; r < 3; r++) {
+        tell_fenced(r, 1);
+        comes(r, 2);
+    }
+    assert_proposes(8, 7, 0);
+}
+
+static void m31_not_while_a_member_has_not_exited(void **state)
+{
+    (void)state;
+    starts_after(VIEW_COMMITTED);
+    tell_fenced(1, 1);
+    comes(1, 2);
+    tell_presence(2, 1, false);
+    comes(2, 2);
+    assert_null(does(MEMBER_DO_SWAP));
+    passes(1000 * MS);
+    assert_stops(MUSTER_ERR_TIMEOUT, 1); /* it is not taken in: one of that group may still live */
+}
+
+static void m31_names_the_missing(void **state)
+{
+    (void)state;
+    starts_after(VIEW_COMMITTED);
+    tell_fenced(1, 1);
+    tell_fenced(2, 1);
+    comes(1, 2);
+    passes(1000 * MS);
+    assert_stops(MUSTER_ERR_TIMEOUT, 4);
+}
+
+static void m31_whose_configuration_counts(void **state)
+{
+    (void)state;
+    starts_after(VIEW_COMMITTED);
+    assert_true(mask_equal(member_expected(&bench.m), ranks(7)));
+    tell_presence(1, 1, false); /* dead, and not yet left out: nobody waits for what it might say */
+    assert_true(mask_equal(member_expected(&bench.m), ranks(5)));
+    tell_fenced(1, 1);
+    tell_fenced(2, 1);
+    assert_true(mask_equal(member_expected(&bench.m), ranks(7)));
+}
+
+/* ---- Progress ---- */
+
+static void m32_the_least_and_the_most_of_the_members(void **state)
+{
+    (void)state;
+    uint64_t least, most;
+    committed(usual);
+    tell((struct member_event){.type = MEMBER_READY, .epoch = 1, .progress = 8});
+    assert_int_equal(member_record(&bench.m)->progress, 8);
+    comes_so_far(1, 9);
+    comes_so_far(2, MEMBER_NO_PROGRESS);
+    assert_does(MEMBER_DO_BEGIN);
+    member_progress(&bench.m, &least, &most);
+    assert_int_equal(least, 8);
+    assert_int_equal(most, 9);
+}
+
+static void m32_said_once_for_an_epoch(void **state)
+{
+    (void)state;
+    committed(usual);
+    tell((struct member_event){.type = MEMBER_READY, .epoch = 1, .progress = 8});
+    tell((struct member_event){.type = MEMBER_READY, .epoch = 1, .progress = 9});
+    assert_int_equal(member_record(&bench.m)->progress, 8);
+}
+
+static void m32_nobody_has_come_anywhere(void **state)
+{
+    (void)state;
+    uint64_t least = 1, most = 1;
+    committed(usual);
+    tell((struct member_event){.type = MEMBER_READY, .epoch = 1, .progress = MEMBER_NO_PROGRESS});
+    comes_so_far(1, MEMBER_NO_PROGRESS);
+    comes_so_far(2, MEMBER_NO_PROGRESS);
+    member_progress(&bench.m, &least, &most);
+    assert_int_equal(least, 0);
+    assert_int_equal(most, 0);
 }
 
 /* ---- One whole view change ---- */
@@ -829,6 +947,36 @@ static void m27_who_slept_judges_nobody_by_its_sleep(void **state)
     assert_proposes(3, 1, 6); /* it waits once more, not for ever */
 }
 
+static void m27_a_second_pause_is_forgiven_as_well(void **state)
+{
+    (void)state;
+    running(0);
+    tell_type(MEMBER_FAILED, 1);
+    swap_succeeds();
+    quiesces();
+    for (int i = 0; i < 3; i++) {
+        bench.now_ns += 5000 * MS;
+        tell_type(MEMBER_TICK, 0);
+        assert_null(does(MEMBER_DO_SWAP));
+    }
+}
+
+static void m27_a_pause_that_no_deadline_shows(void **state)
+{
+    (void)state;
+    running(0);
+    tell_type(MEMBER_FAILED, 1);
+    swap_succeeds();
+    quiesces();
+    bench.now_ns += 105 * MS; /* the deadline is over by less than the grace */
+    tell((struct member_event){.type = MEMBER_TICK, .paused_ns = 90 * MS});
+    assert_null(does(MEMBER_DO_SWAP));
+    passes(99 * MS);
+    assert_null(does(MEMBER_DO_SWAP));
+    passes(1 * MS);
+    assert_proposes(3, 1, 6);
+}
+
 /* ---- Ends ---- */
 
 static void m22_too_few_are_left(void **state)
@@ -1046,6 +1194,16 @@ int main(void)
         cmocka_unit_test(m29_whose_kernels_never_return_stops),
         cmocka_unit_test(m27_news_is_read_before_anybody_is_judged),
         cmocka_unit_test(m27_who_slept_judges_nobody_by_its_sleep),
+        cmocka_unit_test(m27_a_second_pause_is_forgiven_as_well),
+        cmocka_unit_test(m27_a_pause_that_no_deadline_shows),
+        cmocka_unit_test(m31_who_comes_when_all_have_gone_founds_the_next_epoch),
+        cmocka_unit_test(m31_a_view_that_was_being_prepared_likewise),
+        cmocka_unit_test(m31_not_while_a_member_has_not_exited),
+        cmocka_unit_test(m31_names_the_missing),
+        cmocka_unit_test(m31_whose_configuration_counts),
+        cmocka_unit_test(m32_the_least_and_the_most_of_the_members),
+        cmocka_unit_test(m32_said_once_for_an_epoch),
+        cmocka_unit_test(m32_nobody_has_come_anywhere),
         cmocka_unit_test(m22_too_few_are_left),
         cmocka_unit_test(m23_the_last_epoch),
         cmocka_unit_test(m21_a_member_that_is_left_out_stops_at_once),

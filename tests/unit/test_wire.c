@@ -108,6 +108,7 @@ static struct record some_record(void)
                            .state = RECORD_ACTIVE,
                            .acknowledged = 4,
                            .ready = 5,
+                           .progress = UINT64_MAX - 1,
                            .failed = 6,
                            .overdue_epoch = 7,
                            .overdue = {{0x123456789abcdef0, 0x0fedcba987654321}},
@@ -137,6 +138,7 @@ static void test_record_round_trip(void **state)
     assert_int_equal(got.ready, 5);
     assert_int_equal(got.failed, 6);
     assert_int_equal(got.overdue_epoch, 7);
+    assert_true(got.progress == record.progress);
     assert_true(mask_equal(got.overdue, record.overdue));
     assert_int_equal(got.waiting_epoch, 8);
     assert_true(mask_equal(got.waiting, record.waiting));
