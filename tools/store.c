@@ -94,7 +94,7 @@ static void serve(struct store_server *server, const struct options *o)
 /* Listening begins before the fork, so that the caller finds the store when this command has returned. */
 static int start(const struct options *o, struct store_server **server)
 {
-    struct store_server_config config = {.ranks = o->ranks};
+    struct store_server_config config = {.ranks = o->ranks, .resizes = 1};
     if (store_server_create(&config, server) == MUSTER_OK && store_server_listen(*server, o->name) == MUSTER_OK)
         return 0;
     if (o->detach && errno == EADDRINUSE)

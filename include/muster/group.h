@@ -30,6 +30,13 @@ typedef struct muster_view {
     int32_t ready; /* 1 when every member is ready, that is, when steps of this epoch may begin */
     muster_mask mask;
     uint32_t incarnation[MUSTER_MAX_RANKS]; /* of each rank, counted from 1; 0 = never seen */
+    /*
+     * When it is ready: the least and the most of what its members have done, as each has said with
+     * muster_group_set_progress(), or in good steps. A step may be good here and void there; so whoever is ahead of the
+     * least goes back to it, and all work on the same again. The same on all members. A newcomer that has said nothing does
+     * not count; 0 and 0 where nobody does.
+     */
+    uint64_t progress_least, progress_most;
 } muster_view;
 
 typedef enum muster_phase {
@@ -182,8 +189,18 @@ MUSTER_API muster_status muster_group_wait_ready(muster_group *group, uint64_t t
 MUSTER_API muster_status muster_group_ready(muster_group *group, uint32_t epoch);
 
 /*
- * Ends the current epoch: running steps of all ranks become void and a same-mask epoch follows. Any thread. It is not
- * in the order of any stream: kernels that wait are called back.
+ * Says how far this rank has come: the number of its batch, say. It is told to the others with this rank's readiness for
+ * the next view, which it must be said before: before the verdict of the void step is read, or muster_group_ready()
+ * is called; and in muster_view.progress_least all hear the least. Without it good steps are counted, and a rank
+ * that was ahead counts on from the least. Once said, this rank's good steps are counted no more. Does not block. Any thread.
+ * Errors: ARGUMENT (2^64 - 1 is not a number here); the group's sticky error.
+ */
+MUSTER_API muster_status muster_group_set_progress(muster_group *group, uint64_t progress);
+
+/*
+ * Ends the current epoch: this rank's open step becomes void, and so do those of other ranks that still have an
+ * operation to do. A same-mask epoch follows. Any thread. It is not in the order of any stream: kernels that wait are
+ * called back.
  */
 MUSTER_API muster_status muster_group_abort(muster_group *group);
 

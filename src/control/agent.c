@@ -22,6 +22,8 @@
 
 enum {
     AGENT_IDLE_NS = 50 * 1000 * 1000, /* the caller does not wake the agent for each operation it watches */
+    AGENT_JUDGING_NS = 10 * 1000 * 1000, /* while a deadline of the members runs: a pause should not pass for a sleep */
+    AGENT_PAUSE_NS = 50 * 1000 * 1000, /* who comes later than this did not wait for a core, but did not run */
     AGENT_DEVICE_IDLE_NS = 500 * 1000,
     AGENT_DEVICE_BUSY_NS = 20 * 1000,
 };
@@ -33,6 +35,23 @@ void agent_wake(muster_group *g)
     (void)ignored;
 }
 
+/* X17, M27: nobody is judged by a time in which this process did not run. */
+static void agent_note_pause(muster_group *g, uint64_t pause_ns, uint64_t now_ns)
+{
+    if (pause_ns <= AGENT_PAUSE_NS)
+        return;
+    log_line(LOG_LEVEL_INFO, "this process did not run for %llu ms", (unsigned long long)pause_ns / 1000000);
+    g->paused_ns += pause_ns;
+    g->pause_end_ns = now_ns;
+    watchdog_restart(&g->watchdog, now_ns);
+}
+
+/* Shortly after a pause a deadline that has passed proves nothing: those who are late did not run either, perhaps. */
+static bool agent_was_paused(const muster_group *g)
+{
+    return g->pause_end_ns && clock_ns() - g->pause_end_ns < 2 * (uint64_t)AGENT_PAUSE_NS;
+}
+
 /* What the running kernel waits for; after a timeout, what it waited for: the defence of a rank that is accused. */
 static muster_mask agent_waiting(muster_group *g)
 {
@@ -40,6 +59,18 @@ static muster_mask agent_waiting(muster_group *g)
     if (mask_empty(waiting) && g->overdue_epoch == atomic_load(&g->control.live_epoch))
         waiting = g->overdue;
     return waiting;
+}
+
+/* Whoever compares configurations waits for these. */
+static void agent_note_expected(muster_group *g)
+{
+    muster_mask expected = member_expected(&g->member);
+    if (mask_equal(expected, g->expected)) /* nobody else writes it */
+        return;
+    pthread_mutex_lock(&g->lock);
+    g->expected = expected;
+    pthread_cond_broadcast(&g->changed);
+    pthread_mutex_unlock(&g->lock);
 }
 
 static void agent_act(muster_group *g, const struct member_action *action);
@@ -50,7 +81,10 @@ static void agent_event(muster_group *g, struct member_event event)
         return;
     event.now_ns = clock_ns();
     event.waiting = agent_waiting(g);
+    event.paused_ns = g->paused_ns;
+    g->paused_ns = 0;
     member_step(&g->member, &event, &g->actions);
+    agent_note_expected(g);
     for (int i = 0; i < g->actions.count && !g->stopped; i++)
         agent_act(g, &g->actions.item[i]);
 }
@@ -170,9 +204,17 @@ static void agent_begun(muster_group *g, uint32_t epoch)
 {
     trace_add(TRACE_BEGUN, clock_ns(), 0, epoch);
     fault_here(FAULT_VIEW_BEGUN); /* before the caller knows: who is stopped here does no step of this view */
+    uint64_t least, most;
+    member_progress(&g->member, &least, &most);
+    if (!atomic_load(&g->progress_set))
+        atomic_store(&g->progress, least); /* what others have to run again is run again here as well */
+    if (g->device)
+        g->device_steps = g->device_ops->good_steps(g->device);
     g->opening = 0;
     atomic_store(&g->begun, epoch);
     pthread_mutex_lock(&g->lock);
+    g->view.progress_least = least;
+    g->view.progress_most = most;
     g->view.ready = 1;
     pthread_cond_broadcast(&g->changed);
     pthread_mutex_unlock(&g->lock);
@@ -195,20 +237,15 @@ static void agent_check_open(muster_group *g)
         agent_begun(g, g->opening);
 }
 
-static void agent_name_ranks(muster_mask mask, char *text, size_t bytes)
-{
-    size_t used = 0;
-    text[0] = 0;
-    for (int r = mask_next(mask, 0); r >= 0 && used + 8 < bytes; r = mask_next(mask, r + 1))
-        used += (size_t)snprintf(text + used, bytes - used, "%s%d", used ? ", " : "", r);
-}
-
 static void agent_stop(muster_group *g, const struct member_action *action)
 {
     char ranks[256], text[512];
-    agent_name_ranks(action->mask, ranks, sizeof ranks);
+    mask_text(action->mask, ranks, sizeof ranks);
     const char *what = muster_status_text(action->status);
-    if (action->status == MUSTER_ERR_TIMEOUT)
+    if (action->status == MUSTER_ERR_TIMEOUT && mask_has(action->mask, g->config.rank))
+        snprintf(text, sizeof text, "the members of epoch %u did not take rank %d in before the start timeout",
+                 action->epoch, g->config.rank);
+    else if (action->status == MUSTER_ERR_TIMEOUT)
         snprintf(text, sizeof text, "these ranks did not arrive before the start timeout: %s", ranks);
     else if (action->status == MUSTER_ERR_UNFENCED)
         snprintf(text, sizeof text, "these ranks were killed but did not exit in time: %s; %s", ranks, what);
@@ -280,27 +317,18 @@ static void agent_record(muster_group *g, int rank, const struct store_event *e)
     agent_event(g, (struct member_event){.type = MEMBER_RECORD, .rank = rank, .record = &record});
 }
 
-/* Keeps what a rank says of its configuration for group_compare(). */
+/* What a rank says of its configuration, for group_compare.c. */
 static void agent_config(muster_group *g, const struct store_event *e)
 {
     char object[24];
     int rank;
-    if (e->gone || sscanf(e->key, "config/%23[^/]/%d", object, &rank) != 2 || e->value_bytes >= STORE_MAX_VALUE)
+    if (sscanf(e->key, "config/%23[^/]/%d", object, &rank) != 2 || rank < 0 || rank >= g->config.ranks)
         return;
     pthread_mutex_lock(&g->lock);
-    struct group_field_set *set = g->fields;
-    while (set && (set->rank != rank || strcmp(set->object, object) != 0))
-        set = set->next;
-    if (!set && (set = calloc(1, sizeof *set))) {
-        set->rank = rank;
-        strcpy(set->object, object);
-        set->next = g->fields;
-        g->fields = set;
-    }
-    if (set) {
-        memcpy(set->fields, e->value, e->value_bytes);
-        set->fields[e->value_bytes] = 0;
-    }
+    if (e->gone)
+        group_drop_fields(g, object, rank);
+    else
+        group_take_fields(g, object, rank, e->value, e->value_bytes);
     pthread_cond_broadcast(&g->changed);
     pthread_mutex_unlock(&g->lock);
 }
@@ -401,6 +429,28 @@ static void agent_check_leaving(muster_group *g)
     agent_event(g, (struct member_event){.type = MEMBER_LEAVE});
 }
 
+/* After a pause nobody is to blame; the operation has failed all the same. A device's kernels run on while we do not. */
+static void agent_report_overdue(muster_group *g, uint32_t epoch, muster_mask overdue)
+{
+    g->overdue_epoch = epoch;
+    g->overdue = overdue;
+    bool blames = !agent_was_paused(g);
+    agent_event(g, (struct member_event){
+                       .type = blames ? MEMBER_OVERDUE : MEMBER_FAILED, .epoch = epoch, .mask = overdue});
+}
+
+static void agent_put(muster_group *g, struct group_put *put)
+{
+    for (struct group_put *next; put; put = next) {
+        next = put->next;
+        if (put->remove)
+            g->store->ops->remove(g->store, put->key);
+        else
+            g->store->ops->put(g->store, put->key, put->value, strlen(put->value));
+        free(put);
+    }
+}
+
 /* Returns false when the agent is to end. */
 static bool agent_take_mail(muster_group *g)
 {
@@ -409,16 +459,11 @@ static bool agent_take_mail(muster_group *g)
     g->mail = (struct group_mail){0};
     pthread_mutex_unlock(&g->lock);
 
-    if (mail.put_pending)
-        g->store->ops->put(g->store, mail.put_key, mail.put_value, strlen(mail.put_value));
+    agent_put(g, mail.puts);
     if (mail.start)
         agent_event(g, (struct member_event){.type = MEMBER_START});
-    if (mail.overdue_epoch) {
-        g->overdue_epoch = mail.overdue_epoch;
-        g->overdue = mail.overdue;
-        agent_event(g,
-                    (struct member_event){.type = MEMBER_OVERDUE, .epoch = mail.overdue_epoch, .mask = mail.overdue});
-    }
+    if (mail.overdue_epoch)
+        agent_report_overdue(g, mail.overdue_epoch, mail.overdue);
     if (mail.failed_epoch)
         agent_event(g, (struct member_event){.type = MEMBER_FAILED, .epoch = mail.failed_epoch});
     if (mail.leave)
@@ -469,9 +514,7 @@ static void agent_take_device_failure(muster_group *g, const struct device_repor
         agent_event(g, (struct member_event){.type = MEMBER_FAILED, .epoch = epoch});
         return;
     }
-    g->overdue_epoch = epoch;
-    g->overdue = report->overdue;
-    agent_event(g, (struct member_event){.type = MEMBER_OVERDUE, .epoch = epoch, .mask = report->overdue});
+    agent_report_overdue(g, epoch, report->overdue);
 }
 
 /* X13, once for each epoch: what group_epoch_used_up() is for steps that run on the caller's thread. */
@@ -489,8 +532,17 @@ static void agent_look_at_device(muster_group *g)
     if (!g->device)
         return;
     g->device_ops->report(g->device, &report);
+    (void)g->device_ops->good_steps(g->device); /* while the verdicts are there to be counted */
     agent_take_device_failure(g, &report);
     agent_take_device_numbers(g, &report);
+}
+
+/* M32: how far this rank's caller has come; a device counts the steps itself. */
+static uint64_t agent_progress(muster_group *g)
+{
+    uint64_t progress = atomic_load(&g->progress);
+    bool counts = g->device && !atomic_load(&g->progress_set) && progress != MEMBER_NO_PROGRESS;
+    return counts ? progress + g->device_ops->good_steps(g->device) - g->device_steps : progress;
 }
 
 /*
@@ -508,7 +560,7 @@ static void agent_check_ready(muster_group *g)
         return;
     g->ready_sent = epoch;
     trace_add(TRACE_READY, clock_ns(), 0, epoch);
-    agent_event(g, (struct member_event){.type = MEMBER_READY, .epoch = epoch});
+    agent_event(g, (struct member_event){.type = MEMBER_READY, .epoch = epoch, .progress = agent_progress(g)});
     fault_here(FAULT_VIEW_READY);
 }
 
@@ -524,7 +576,7 @@ static uint64_t agent_watch(muster_group *g)
         return next_ns;
     report.waiting_for = agent_waiting(g);
     char ranks[256];
-    agent_name_ranks(report.missing, ranks, sizeof ranks);
+    mask_text(report.missing, ranks, sizeof ranks);
     log_line(LOG_LEVEL_WARN, "%s phase %d overdue after %llu ms: no flag from rank %s", report.operation,
              (int)report.phase, (unsigned long long)report.elapsed_us / 1000, ranks);
     if (g->config.on_wait)
@@ -538,13 +590,14 @@ static uint64_t agent_watch(muster_group *g)
 static uint64_t agent_idle_ns(const muster_group *g)
 {
     if (!g->device)
-        return AGENT_IDLE_NS;
+        return !g->stopped && member_next_ns(&g->member) != UINT64_MAX ? AGENT_JUDGING_NS : AGENT_IDLE_NS;
     return g->raising.epoch || g->opening || g->leaving ? AGENT_DEVICE_BUSY_NS : AGENT_DEVICE_IDLE_NS;
 }
 
 static void agent_sleep(muster_group *g, uint64_t watch_ns)
 {
     uint64_t now_ns = clock_ns();
+    agent_note_pause(g, now_ns - g->ran_ns, now_ns);
     uint64_t wake_ns = now_ns + agent_idle_ns(g);
     uint64_t store_ns = g->stopped ? UINT64_MAX : g->store->ops->next_ns(g->store);
     uint64_t member_ns = g->stopped ? UINT64_MAX : member_next_ns(&g->member);
@@ -556,6 +609,8 @@ static void agent_sleep(muster_group *g, uint64_t watch_ns)
     struct pollfd fds[2] = {{.fd = g->wake_fd, .events = POLLIN},
                             {.fd = g->stopped ? -1 : g->store->ops->fd(g->store), .events = POLLIN}};
     ppoll(fds, 2, &timeout, NULL);
+    g->ran_ns = clock_ns();
+    agent_note_pause(g, g->ran_ns > wake_ns ? g->ran_ns - wake_ns : 0, g->ran_ns);
     uint64_t count;
     if (fds[0].revents & POLLIN) {
         ssize_t ignored = read(g->wake_fd, &count, sizeof count);
@@ -568,6 +623,7 @@ static void *agent_main(void *argument)
     muster_group *g = argument;
     uint64_t watch_ns = 0;
     bool more;
+    g->ran_ns = clock_ns();
     do {
         agent_sleep(g, watch_ns);
         while (!g->stopped && agent_take_store_event(g)) {

@@ -23,14 +23,13 @@ static const uint64_t GROUP_NS_PER_US = 1000;
 
 /* ---- Deadlines on the condition ---- */
 
-static struct timespec group_deadline(uint64_t timeout_us)
+struct timespec group_deadline(uint64_t timeout_us)
 {
     uint64_t at_ns = clock_ns() + timeout_us * GROUP_NS_PER_US;
     return (struct timespec){.tv_sec = (time_t)(at_ns / 1000000000u), .tv_nsec = (long)(at_ns % 1000000000u)};
 }
 
-/* Waits for a change; false when the deadline has passed. Called with the lock held. */
-static bool group_wait_change(muster_group *g, const struct timespec *deadline)
+bool group_wait_change(muster_group *g, const struct timespec *deadline)
 {
     return pthread_cond_timedwait(&g->changed, &g->lock, deadline) == 0;
 }
@@ -77,125 +76,6 @@ void group_epoch_failed(muster_group *g, uint32_t epoch)
     if (g->view.epoch == epoch)
         g->view.ready = 0;
     pthread_mutex_unlock(&g->lock);
-}
-
-/* ---- Comparing configurations ---- */
-
-static const char *group_fields_of(const muster_group *g, const char *object, int rank)
-{
-    for (const struct group_field_set *set = g->fields; set; set = set->next)
-        if (set->rank == rank && strcmp(set->object, object) == 0)
-            return set->fields;
-    return NULL;
-}
-
-/* Who must have spoken: the members, or everybody while there is no view. */
-static muster_mask group_expected(const muster_group *g)
-{
-    return g->view.epoch ? g->view.mask : mask_first(g->config.ranks);
-}
-
-static muster_mask group_silent(const muster_group *g, const char *object)
-{
-    muster_mask expected = group_expected(g), silent = {{0, 0}};
-    for (int r = mask_next(expected, 0); r >= 0; r = mask_next(expected, r + 1))
-        if (!group_fields_of(g, object, r))
-            silent = mask_with(silent, r);
-    return silent;
-}
-
-/* The value of the line "name=value\n" in fields. */
-static void group_field_value(const char *fields, const char *name, size_t name_bytes, char *value, size_t bytes)
-{
-    snprintf(value, bytes, "?");
-    for (const char *line = fields; *line; line += strcspn(line, "\n") + (line[strcspn(line, "\n")] == '\n'))
-        if (strncmp(line, name, name_bytes) == 0 && line[name_bytes] == '=') {
-            size_t length = strcspn(line + name_bytes + 1, "\n");
-            snprintf(value, bytes, "%.*s", (int)length, line + name_bytes + 1);
-            return;
-        }
-}
-
-/* Words the first field in which the ranks differ; MUSTER_OK if they agree on it. */
-static muster_status group_compare_field(const muster_group *g, const char *object, const char *line, size_t name_bytes)
-{
-    muster_mask expected = group_expected(g);
-    char mine[128], theirs[128], text[768];
-    size_t used = 0;
-    bool differ = false;
-    group_field_value(line, line, name_bytes, mine, sizeof mine);
-    for (int r = mask_next(expected, 0); r >= 0; r = mask_next(expected, r + 1)) {
-        group_field_value(group_fields_of(g, object, r), line, name_bytes, theirs, sizeof theirs);
-        differ = differ || strcmp(mine, theirs) != 0;
-        if (used + sizeof theirs < sizeof text)
-            used += (size_t)snprintf(text + used, sizeof text - used, "%srank %d = %s", used ? ", " : "", r, theirs);
-    }
-    if (!differ)
-        return MUSTER_OK;
-    return error_set(MUSTER_ERR_MISMATCH, "%s: %.*s differs: %s", object, (int)name_bytes, line, text);
-}
-
-static muster_status group_compare_all(const muster_group *g, const char *object, const char *fields)
-{
-    for (const char *line = fields; *line;) {
-        size_t length = strcspn(line, "\n");
-        muster_status status = group_compare_field(g, object, line, strcspn(line, "="));
-        if (status != MUSTER_OK)
-            return status;
-        line += length + (line[length] == '\n');
-    }
-    return MUSTER_OK;
-}
-
-static muster_status group_name_silent(const char *object, muster_mask silent, uint64_t timeout_us)
-{
-    char ranks[256];
-    size_t used = 0;
-    for (int r = mask_next(silent, 0); r >= 0 && used + 8 < sizeof ranks; r = mask_next(silent, r + 1))
-        used += (size_t)snprintf(ranks + used, sizeof ranks - used, "%s%d", used ? ", " : "", r);
-    return error_set(MUSTER_ERR_TIMEOUT, "%s: after %llu ms these ranks have not arrived: %s", object,
-                     (unsigned long long)timeout_us / 1000, ranks);
-}
-
-/*
- * What this rank has published under a name before was for an attempt that failed; ranks must not take it for the new
- * one, so each attempt has a number. The handle's own attempts are kept as sets of rank -1, without fields.
- */
-static int group_next_attempt(muster_group *g, const char *name)
-{
-    int attempt = 0;
-    for (const struct group_field_set *set = g->fields; set; set = set->next)
-        attempt += set->rank == -1 && strcmp(set->object, name) == 0;
-    struct group_field_set *mine = calloc(1, sizeof *mine);
-    if (mine) {
-        mine->rank = -1;
-        snprintf(mine->object, sizeof mine->object, "%s", name);
-        mine->next = g->fields;
-        g->fields = mine;
-    }
-    return attempt;
-}
-
-muster_status group_compare(muster_group *g, const char *name, const char *fields)
-{
-    char object[24];
-    struct timespec deadline = group_deadline(g->config.start_timeout_us);
-    muster_status status = MUSTER_OK;
-    pthread_mutex_lock(&g->lock);
-    snprintf(object, sizeof object, "%s.%d", name, group_next_attempt(g, name));
-    snprintf(g->mail.put_key, sizeof g->mail.put_key, "config/%s/%d", object, g->config.rank);
-    snprintf(g->mail.put_value, sizeof g->mail.put_value, "%s", fields);
-    g->mail.put_pending = true;
-    agent_wake(g);
-    while (!mask_empty(group_silent(g, object)) && !atomic_load(&g->sticky))
-        if (!group_wait_change(g, &deadline)) {
-            status = group_name_silent(object, group_silent(g, object), g->config.start_timeout_us);
-            break;
-        }
-    if (status == MUSTER_OK && !atomic_load(&g->sticky))
-        status = group_compare_all(g, object, fields);
-    pthread_mutex_unlock(&g->lock);
-    return status == MUSTER_OK ? group_check(g) : status;
 }
 
 /* ---- Creation ---- */
@@ -308,7 +188,7 @@ static muster_status group_found(muster_group *g)
     snprintf(fields, sizeof fields, "ranks=%d\nmin_ranks=%d\nbackend=%d\nmemory_bytes=%llu\nno_fault_tolerance=%d\n",
              g->config.ranks, g->config.min_ranks, (int)g->config.backend, (unsigned long long)g->config.memory_bytes,
              g->config.no_fault_tolerance);
-    muster_status status = group_compare(g, "group", fields);
+    muster_status status = group_compare(g, fields);
     if (status != MUSTER_OK)
         return status;
     pthread_mutex_lock(&g->lock);
@@ -325,6 +205,7 @@ static muster_status group_found(muster_group *g)
     if (!in_time)
         return error_set(MUSTER_ERR_TIMEOUT, "no view with rank %d was agreed within %llu ms", g->config.rank,
                          (unsigned long long)g->config.start_timeout_us / 1000);
+    group_note_objects(g);
     return group_check(g);
 }
 
@@ -349,10 +230,7 @@ static void group_unmap_peers(muster_group *g)
 
 static void group_free(muster_group *g)
 {
-    for (struct group_field_set *next, *set = g->fields; set; set = next) {
-        next = set->next;
-        free(set);
-    }
+    group_forget_fields(g);
     pthread_cond_destroy(&g->changed);
     pthread_mutex_destroy(&g->lock);
     close(g->wake_fd);
@@ -392,6 +270,8 @@ muster_status muster_group_create(const muster_group_config *config, muster_grou
     struct member_config member;
     group_member_config(g, &member);
     member_init(&g->member, &member);
+    g->expected = member_expected(&g->member);
+    atomic_store(&g->progress, MEMBER_NO_PROGRESS);
     g->store->ops->share_memory(g->store, g->region.fd);
     status = agent_start(g);
     if (status != MUSTER_OK)
@@ -418,7 +298,50 @@ free_memory:
     return status;
 }
 
+/* ---- Progress ---- */
+
+void group_count_step(muster_group *g, bool good)
+{
+    if (good && !atomic_load(&g->progress_set))
+        atomic_fetch_add(&g->progress, 1);
+}
+
+muster_status muster_group_set_progress(muster_group *g, uint64_t progress)
+{
+    muster_status status = group_check(g);
+    if (status != MUSTER_OK)
+        return status;
+    if (progress == MEMBER_NO_PROGRESS)
+        return error_set(MUSTER_ERR_ARGUMENT, "progress = %llu: must be below 2^64 - 1", (unsigned long long)progress);
+    atomic_store(&g->progress_set, true);
+    atomic_store(&g->progress, progress);
+    return MUSTER_OK;
+}
+
 /* ---- Leaving ---- */
+
+/* Steps of an older epoch have ended for everybody, in one way or another. */
+static bool group_peers_have_ended(muster_group *g, uint32_t epoch)
+{
+    if (g->device)
+        return g->device_ops->peers_ended(g->device);
+    return g->step.ended.epoch != epoch || step_peers_have_ended(g);
+}
+
+/*
+ * M33: a peer that is slower in the last step would lose it if this rank's leave ended the epoch now. When the epoch ends for
+ * another reason, there is nothing left to wait for.
+ */
+static void group_await_peers(muster_group *g)
+{
+    uint32_t epoch = atomic_load(&g->begun);
+    uint64_t end_ns = clock_ns() + g->config.operation_timeout_us * GROUP_NS_PER_US;
+    for (useconds_t nap_us = 20; clock_ns() < end_ns && epoch && atomic_load(&g->begun) == epoch; nap_us += nap_us / 4) {
+        if (group_peers_have_ended(g, epoch))
+            return;
+        usleep(nap_us < 1000 ? nap_us : 1000);
+    }
+}
 
 muster_status muster_group_leave(muster_group *g)
 {
@@ -427,6 +350,7 @@ muster_status muster_group_leave(muster_group *g)
         return status == MUSTER_ERR_LEFT ? MUSTER_OK : status;
     if (g->step.open)
         return error_set(MUSTER_ERR_ORDER, "muster_group_leave: a step is open; end it first");
+    group_await_peers(g);
     struct timespec deadline = group_deadline(g->config.operation_timeout_us);
     bool in_time = true;
     pthread_mutex_lock(&g->lock);
@@ -560,6 +484,7 @@ muster_status muster_group_abort(muster_group *g)
     if (status != MUSTER_OK)
         return status;
     uint32_t epoch = atomic_load(&g->begun);
+    atomic_store(&g->aborted_epoch, epoch);
     group_epoch_failed(g, epoch);
     pthread_mutex_lock(&g->lock);
     if (epoch)
@@ -606,11 +531,6 @@ muster_status group_memory_take(muster_group *g, uint64_t bytes, uint64_t *offse
     g->region_used = end;
     *offset = start;
     return MUSTER_OK;
-}
-
-uint32_t group_next_object(muster_group *g)
-{
-    return g->objects++;
 }
 
 void group_add_child(muster_group *g, struct group_child *child)

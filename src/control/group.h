@@ -26,14 +26,24 @@ muster_status group_memory_take(muster_group *g, uint64_t bytes, uint64_t *offse
 /* This rank's own region, at a fixed address for the group's life; offsets count from here. */
 unsigned char *group_memory_base(const muster_group *g);
 
-/*
- * Compares `fields` ("name=value\n" lines) of `object` ("group", "ep0", ...) with what the other members say; blocks
- * until all have said it, at most start_timeout_us. Errors: MISMATCH names the field and each rank's value; TIMEOUT.
- */
-muster_status group_compare(muster_group *g, const char *object, const char *fields);
+/* An object that every member has, under the same number and at the same place in symmetric memory. */
+struct group_object {
+    uint32_t number; /* of the attempts to create one on this rank, from 0 */
+    uint64_t offset; /* of its memory in each region */
+    char name[24]; /* kind and number, as messages name it: "ep0" */
+};
 
-/* Numbers the attempts to create an object on this rank, from 0: the N of the name "epN" for comparison. */
-uint32_t group_next_object(muster_group *g);
+/*
+ * Takes `bytes` of symmetric memory for an object of this kind ("ep"), and compares `fields` ("name=value\n" lines), number
+ * and offset with what the other members say. Blocks until all have said it, at most start_timeout_us. Errors: MEMORY;
+ * MISMATCH names the field and each rank's value, or what the others have instead; TIMEOUT names who has not come. After an
+ * error the memory is free again, and the number used.
+ */
+muster_status group_object_create(muster_group *g, const char *kind, const char *fields, uint64_t bytes,
+                                  struct group_object *object);
+
+/* This rank has it no longer: a newcomer that creates it is told so. Does not block. */
+void group_object_destroy(muster_group *g, const struct group_object *object);
 
 void group_add_child(muster_group *g, struct group_child *child);
 void group_remove_child(muster_group *g, struct group_child *child);

@@ -23,12 +23,20 @@ struct group_mapping {
     unsigned char *base;
 };
 
+/* Something that is to be written under a key of this rank's own, or to be removed. */
+struct group_put {
+    struct group_put *next;
+    bool remove;
+    char key[STORE_MAX_KEY];
+    char value[STORE_MAX_VALUE];
+};
+
 /* A value that a rank published for comparison. */
 struct group_field_set {
     struct group_field_set *next;
     int32_t rank;
     char object[24];
-    char fields[STORE_MAX_VALUE];
+    char fields[STORE_MAX_VALUE + 1];
 };
 
 /* What the caller's threads ask of the agent; taken under `lock`, announced through `wake_fd`. */
@@ -37,9 +45,7 @@ struct group_mail {
     uint32_t failed_epoch;
     uint32_t overdue_epoch;
     muster_mask overdue;
-    bool put_pending;
-    char put_key[STORE_MAX_KEY];
-    char put_value[STORE_MAX_VALUE];
+    struct group_put *puts; /* in this order */
 };
 
 /* The open step; only the caller's thread touches it. */
@@ -50,6 +56,7 @@ struct group_step_state {
     uint64_t next_number; /* in last_epoch */
     uint64_t begun_ns;
     struct kernel_step kernel;
+    struct kernel_step ended; /* the last one that has told its peers that it is over; epoch 0: none has */
     unsigned char *peers[MUSTER_MAX_RANKS];
 };
 
@@ -78,6 +85,9 @@ struct muster_group {
     _Atomic uint32_t step_epoch; /* of the open step; 0: void from its start */
     _Atomic uint32_t unread_void; /* verdicts of void steps that wait in the queue */
     _Atomic uint32_t ready_called; /* last epoch of muster_group_ready() */
+    _Atomic uint32_t aborted_epoch; /* last epoch of muster_group_abort() */
+    _Atomic uint64_t progress; /* M32; the agent writes it when an epoch begins: no step is open then */
+    _Atomic bool progress_set; /* by muster_group_set_progress(): good steps are not counted */
 
     pthread_mutex_t lock; /* short sections only; never held across a wait other than the condition's own */
     pthread_cond_t changed;
@@ -85,6 +95,9 @@ struct muster_group {
     char sticky_text[512]; /* under lock */
     struct group_mail mail; /* under lock */
     struct group_field_set *fields; /* under lock */
+    muster_mask expected; /* under lock; whose configuration counts: see member_expected() */
+    struct group_put *removals; /* under lock; of destroyed objects: see group_object_destroy() */
+    uint32_t objects_before[MUSTER_MAX_RANKS]; /* under lock; objects that each rank had created when this one joined */
     struct group_child *children; /* under lock */
     struct watchdog watchdog; /* its ring is lock-free; children are read under lock */
     bool left; /* under lock */
@@ -103,15 +116,19 @@ struct muster_group {
     uint32_t overdue_epoch; /* of the last timeout here: what this rank waited for, should it be accused itself */
     muster_mask overdue;
     uint64_t device_failure; /* the last one that was taken from the device's report */
+    uint64_t device_steps; /* good ones, when the epoch began: see agent_progress() */
     uint32_t device_used_up; /* likewise the epoch whose numbers ran short */
     uint32_t presence[MUSTER_MAX_RANKS]; /* incarnation of the presence last seen */
+    uint64_t ran_ns; /* when the agent last woke */
+    uint64_t paused_ns; /* how long it has just not run, until its member has been told */
+    uint64_t pause_end_ns; /* when the last such pause was over; 0: there was none */
     bool stopped;
 
     /* The caller's own. */
     struct group_step_state step;
     muster_verdict verdict[GROUP_VERDICTS];
     uint32_t verdict_first, verdict_count;
-    uint32_t objects; /* attempts to create one: see group_next_object() */
+    uint32_t objects; /* attempts to create one */
 };
 
 /* group_memory.c */
@@ -131,15 +148,33 @@ muster_status step_failure_status(uint64_t failure);
 /* Tells the agent of a failure of this rank's own. `overdue`: with a timeout, whom it has waited for in vain. */
 void step_report(muster_group *g, uint64_t failure, muster_mask overdue);
 bool step_busy(muster_group *g); /* an exchange is half done */
+/* Whether every member has ended the last step that this rank has told of its end, or there is none. */
+bool step_peers_have_ended(const muster_group *g);
 
 /* agent.c */
 muster_status agent_start(muster_group *g);
 void agent_wake(muster_group *g);
 
+/* group_compare.c */
+/* Compares the group's own configuration: as group_object_create() does an object's. */
+muster_status group_compare(muster_group *g, const char *fields);
+/* What a rank has published, and has published no longer; under the lock. */
+void group_take_fields(muster_group *g, const char *object, int rank, const void *fields, size_t bytes);
+void group_drop_fields(muster_group *g, const char *object, int rank);
+/* When this rank has joined: which objects are older than that. */
+void group_note_objects(muster_group *g);
+void group_forget_fields(muster_group *g);
+
 /* group.c */
+/* The moment in `timeout_us` from now, by the condition's clock. */
+struct timespec group_deadline(uint64_t timeout_us);
+/* Waits for a change; false when the deadline has passed. Called with the lock held. */
+bool group_wait_change(muster_group *g, const struct timespec *deadline);
 void group_stop(muster_group *g, muster_status status, const char *text);
 /* An operation failed here: no step of this epoch begins here any more, even before the agent has raised the next. */
 void group_epoch_failed(muster_group *g, uint32_t epoch);
+/* M32: the default progress of a rank is its count of good steps. */
+void group_count_step(muster_group *g, bool good);
 
 static inline bool group_is_forked(const struct muster_group *g)
 {

@@ -13,6 +13,12 @@
 #include "core/trace.h"
 #include "kernels/cpu/memory.h"
 
+/* Nobody has ended the epoch; as far as this rank has heard. */
+static bool step_lives(muster_group *g, uint32_t epoch)
+{
+    return atomic_load(&g->control.live_epoch) == epoch && atomic_load(&g->begun) == epoch;
+}
+
 /*
  * The caller stores `executing` and then loads the live epoch; the agent stores the live epoch and then loads
  * `executing`. Both sides are sequentially consistent, so at least one sees the other: either the kernel does not
@@ -21,7 +27,7 @@
 static bool step_execute_begin(muster_group *g, uint32_t epoch)
 {
     atomic_store(&g->executing, true);
-    if (atomic_load(&g->control.live_epoch) == epoch && atomic_load(&g->begun) == epoch)
+    if (step_lives(g, epoch))
         return true;
     atomic_store(&g->executing, false);
     agent_wake(g); /* it may have looked in between */
@@ -84,6 +90,17 @@ static bool step_take_view(muster_group *g, uint32_t epoch)
         step_publish(&s->kernel, 1);
     step_execute_end(g, epoch);
     return taken;
+}
+
+bool step_peers_have_ended(const muster_group *g)
+{
+    const struct kernel_step *last = &g->step.ended;
+    const struct region_header *header = (const struct region_header *)(const void *)g->region.base;
+    uint64_t ended = stamp_make(last->epoch, 2 * last->number + 2);
+    for (int r = mask_next(last->mask, 0); r >= 0; r = mask_next(last->mask, r + 1))
+        if (flag_read(&header->step_word[r].word) < ended)
+            return false;
+    return true;
 }
 
 static void step_open_void(muster_group *g, muster_reason reason)
@@ -165,6 +182,19 @@ static void step_queue_verdict(muster_group *g, uint64_t failure)
         atomic_fetch_add(&g->unread_void, 1);
 }
 
+/*
+ * A step whose operations have all succeeded is exact for its mask, whatever has become of the epoch since. Unless this rank
+ * itself has ended it, or the group has ended for this rank.
+ */
+static uint64_t step_outcome(muster_group *g, uint32_t epoch)
+{
+    if (epoch && atomic_load(&g->aborted_epoch) == epoch)
+        failure_record(&g->control, failure_pack(MUSTER_REASON_ABORT, MUSTER_PHASE_STEP, -1, epoch));
+    else if (epoch && atomic_load(&g->sticky))
+        failure_record(&g->control, failure_pack(MUSTER_REASON_EPOCH, MUSTER_PHASE_STEP, -1, epoch));
+    return atomic_load(&g->control.failure);
+}
+
 bool step_busy(muster_group *g)
 {
     bool busy = false;
@@ -186,17 +216,19 @@ muster_status muster_step_end(muster_group *g, void *stream)
     if (!g->step.open)
         return error_set(MUSTER_ERR_ORDER, "muster_step_end: no step is open");
     uint32_t epoch = g->step.kernel.epoch;
-    bool lives = epoch && step_execute_begin(g, epoch);
-    if (epoch && !lives)
+    uint64_t failure = step_outcome(g, epoch);
+    if (!failure && step_busy(g)) {
+        if (step_lives(g, epoch))
+            return error_set(MUSTER_ERR_ORDER, "muster_step_end: an exchange is half done; call its combine first");
         failure_record(&g->control, failure_pack(MUSTER_REASON_EPOCH, MUSTER_PHASE_STEP, -1, epoch));
-    uint64_t failure = atomic_load(&g->control.failure);
-    bool busy = !failure && step_busy(g);
-    if (lives && !busy)
+        failure = atomic_load(&g->control.failure);
+    }
+    if (epoch && step_execute_begin(g, epoch)) {
         step_publish(&g->step.kernel, 2);
-    if (lives)
         step_execute_end(g, epoch);
-    if (busy)
-        return error_set(MUSTER_ERR_ORDER, "muster_step_end: an exchange is half done; call its combine first");
+        g->step.ended = g->step.kernel;
+    }
+    group_count_step(g, failure == 0);
     step_queue_verdict(g, failure);
     g->step.open = false;
     atomic_store(&g->step_open, false);

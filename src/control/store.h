@@ -3,7 +3,8 @@
  * The store as the agent sees it: a linearizable key-value store with compare-and-swap, watches and presence, behind
  * one ops table. Requests do not block; their replies and every change come out of poll().
  *
- * Keys: "view"; "member/R"; "config/OBJECT/R"; written by the store alone: "presence/R" (incarnation and pid; vanishes
+ * Keys: "view"; "member/R"; "config/OBJECT/R" (what R says of an object of its own: the store deletes it when the
+ * process that wrote it has exited or left); written by the store alone: "presence/R" (incarnation and pid; vanishes
  * with its owner), "fenced/R" (the highest incarnation of R that has exited or left).
  * A client sees the changes of all keys in the order of their revisions, beginning with the state at its connection.
  */
@@ -57,6 +58,7 @@ struct store_ops {
     /* Each returns the id of its reply; never fails (a lost store says so in poll). */
     uint64_t (*get)(struct store *s, const char *key);
     uint64_t (*put)(struct store *s, const char *key, const void *value, size_t bytes);
+    uint64_t (*remove)(struct store *s, const char *key); /* a "config/OBJECT/R" of our own */
     uint64_t (*swap)(struct store *s, const char *key, uint64_t revision, const void *value, size_t bytes);
     uint64_t (*watch_again)(struct store *s); /* sends the whole state once more as changes, then the reply */
     void (*leave)(struct store *s); /* orderly: "fenced/R" gets our incarnation, then presence ends */

@@ -306,8 +306,7 @@ void connection_read(struct store_server *server, struct connection *c)
             return;
 }
 
-/* All but the refusals of hellos, which are meant for somebody else. */
-static void drop_answers(struct connection *c)
+void connection_drop_answers(struct connection *c)
 {
     int kept = 0;
     for (int i = 0; i < c->answers; i++) {
@@ -321,7 +320,7 @@ static void drop_answers(struct connection *c)
 void connection_drain(struct store_server *server, struct connection *c)
 {
     c->broken = true; /* nobody is left to answer */
-    drop_answers(c);
+    connection_drop_answers(c);
     for (int i = 0; i < FRAMES_TO_DRAIN && c->rank >= 0; i++)
         if (!connection_read_one(server, c))
             return;

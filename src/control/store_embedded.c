@@ -111,6 +111,13 @@ static uint64_t embedded_put(struct store *s, const char *key, const void *value
     return embedded_send(embedded_of(s), &frame, -1);
 }
 
+static uint64_t embedded_remove(struct store *s, const char *key)
+{
+    struct wire_frame frame = {.type = WIRE_REMOVE, .peer = -1};
+    frame_set(&frame, key, NULL, 0);
+    return embedded_send(embedded_of(s), &frame, -1);
+}
+
 static uint64_t embedded_swap(struct store *s, const char *key, uint64_t revision, const void *value, size_t bytes)
 {
     struct wire_frame frame = {.type = WIRE_SWAP, .peer = -1, .key_revision = revision};
@@ -343,6 +350,7 @@ static const struct store_ops embedded_ops = {
     .poll = embedded_poll,
     .get = embedded_get,
     .put = embedded_put,
+    .remove = embedded_remove,
     .swap = embedded_swap,
     .watch_again = embedded_watch_again,
     .leave = embedded_leave,

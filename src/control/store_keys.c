@@ -164,6 +164,34 @@ void store_keys_remove(struct store_keys *keys, struct store_key *key)
     key_changed(keys, key);
 }
 
+void store_keys_remove_configs(struct store_keys *keys, int32_t rank)
+{
+    for (struct store_key *key = keys->config[rank]; key; key = key->next_config)
+        if (!key->gone)
+            store_keys_remove(keys, key);
+}
+
+static void key_destroy(struct store_key *key)
+{
+    free(key->value);
+    free(key);
+}
+
+void store_keys_forget_configs(struct store_keys *keys, int32_t rank, uint64_t heard)
+{
+    for (struct store_key **link = &keys->config[rank]; *link;) {
+        struct store_key *key = *link;
+        if (!key->gone || key->revision > heard) {
+            link = &key->next_config;
+            continue;
+        }
+        *link = key->next_config;
+        keys->configs[rank]--;
+        list_unlink(keys, key);
+        key_destroy(key);
+    }
+}
+
 /* From the newest end: nearly every client has heard nearly everything. */
 const struct store_key *store_keys_after(const struct store_keys *keys, uint64_t revision)
 {
@@ -178,8 +206,7 @@ void store_keys_free(struct store_keys *keys)
     struct store_key *key = keys->oldest;
     while (key) {
         struct store_key *newer = key->newer;
-        free(key->value);
-        free(key);
+        key_destroy(key);
         key = newer;
     }
     *keys = (struct store_keys){.ranks = keys->ranks};

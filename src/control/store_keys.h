@@ -14,7 +14,7 @@
 #include "muster/group.h"
 
 /* A rank may own this many "config/OBJECT/R"; a client that wants more is refused. */
-enum { STORE_MAX_CONFIGS = 32 };
+enum { STORE_MAX_CONFIGS = 256 };
 
 enum store_key_kind { KEY_VIEW, KEY_MEMBER, KEY_CONFIG, KEY_PRESENCE, KEY_FENCED };
 
@@ -63,6 +63,12 @@ void store_keys_remove(struct store_keys *keys, struct store_key *key);
 
 /* The oldest change that is newer than `revision`; NULL if there is none. */
 const struct store_key *store_keys_after(const struct store_keys *keys, uint64_t revision);
+
+/* Deletes all that the rank has said of its configuration. */
+void store_keys_remove_configs(struct store_keys *keys, int32_t rank);
+
+/* Drops the names of deleted "config/OBJECT/R" of the rank: of changes up to `heard`, which every client has heard of. */
+void store_keys_forget_configs(struct store_keys *keys, int32_t rank, uint64_t heard);
 
 void store_keys_free(struct store_keys *keys);
 

@@ -81,6 +81,7 @@ static void release(struct store_server *server, int32_t rank)
         connection_unname(h->connection);
     h->connection = NULL;
     h->fenced = h->incarnation;
+    store_keys_remove_configs(&server->keys, rank); /* before anybody hears that the next process may come */
     publish_fenced(server, rank);
 }
 
@@ -97,6 +98,34 @@ __attribute__((format(printf, 4, 5))) static void refuse(struct connection *c, c
         log_line(LOG_LEVEL_WARN, "store: refused rank %d: %s", hello->rank, c->reason);
     connection_answer(
         c, &(struct answer){.type = WIRE_REFUSED, .request = hello->request, .number = try_again, .peer = -1});
+}
+
+static bool is_held(const struct store_server *server)
+{
+    for (int r = 0; r < MUSTER_MAX_RANKS; r++)
+        if (server->holder[r].fenced != server->holder[r].incarnation)
+            return true;
+    return false;
+}
+
+/* The next job has another size: nobody is left to whom the keys of the last one mean anything. */
+static void start_afresh(struct store_server *server, int32_t ranks)
+{
+    uint64_t revision = server->keys.revision;
+    for (int i = 0; i < STORE_MAX_CONNECTIONS; i++)
+        connection_drop_answers(&server->connection[i]); /* they name keys */
+    store_keys_free(&server->keys);
+    server->keys.ranks = server->config.ranks = ranks;
+    server->keys.revision = revision;
+    log_line(LOG_LEVEL_INFO, "store: serves a group of %d ranks from now on", ranks);
+}
+
+static void fit_size(struct store_server *server, const struct wire_frame *hello)
+{
+    bool other = hello->number != (uint64_t)server->config.ranks;
+    bool sane = hello->number >= 1 && hello->number <= MUSTER_MAX_RANKS;
+    if (server->config.resizes && other && sane && !is_held(server))
+        start_afresh(server, (int32_t)hello->number);
 }
 
 /* False, and answered, when this hello cannot be welcomed whoever holds the rank. */
@@ -192,6 +221,8 @@ void ranks_hello(struct store_server *server, struct connection *c, const struct
         refuse(c, hello, true, "process %d still holds the connection", (int)c->pid);
         return;
     }
+    if (message->uid == geteuid())
+        fit_size(server, hello);
     if (!hello_is_valid(server, c, hello, message) || !hello_finds_rank_free(server, c, hello))
         return;
     if (!watch_process(server, c, hello, message->pid))

@@ -76,6 +76,21 @@ static bool is_fenced(const struct store_server *server, const struct connection
     return c->incarnation <= server->holder[c->rank].fenced;
 }
 
+/* The newest change that every client has heard of. An answer that waits may name any key: then none. */
+static uint64_t heard_by_all(const struct store_server *server)
+{
+    uint64_t heard = server->keys.revision;
+    for (int i = 0; i < STORE_MAX_CONNECTIONS; i++) {
+        const struct connection *c = &server->connection[i];
+        if (c->fd < 0)
+            continue;
+        if (c->answers)
+            return 0;
+        heard = c->streaming && c->seen < heard ? c->seen : heard;
+    }
+    return heard;
+}
+
 static void write_key(struct store_server *server, struct connection *c, const struct wire_frame *frame,
                       const struct store_key_name *name)
 {
@@ -84,6 +99,8 @@ static void write_key(struct store_server *server, struct connection *c, const s
         reply(server, c, frame, MUSTER_ERR_AGAIN, key, true);
         return;
     }
+    if (!key && name->kind == KEY_CONFIG && server->keys.configs[name->rank] == STORE_MAX_CONFIGS)
+        store_keys_forget_configs(&server->keys, name->rank, heard_by_all(server));
     key = store_keys_write(&server->keys, name, frame->value, frame->value_bytes);
     reply(server, c, frame, key ? MUSTER_OK : MUSTER_ERR_MEMORY, key, false);
 }
@@ -107,6 +124,24 @@ static void handle_write(struct store_server *server, struct connection *c, cons
     connection_complain(c, "refused %s of \"%.*s\": %s", wire_type_name(frame->type), (int)frame->key_bytes, frame->key,
                         objection);
     reply(server, c, frame, MUSTER_ERR_ARGUMENT, NULL, false);
+}
+
+static void handle_remove(struct store_server *server, struct connection *c, const struct wire_frame *frame,
+                          struct socket_message *message)
+{
+    (void)message;
+    struct store_key_name name;
+    bool own = store_key_parse(frame->key, frame->key_bytes, server->config.ranks, &name) && name.kind == KEY_CONFIG &&
+               name.rank == c->rank && !is_fenced(server, c);
+    if (!own) {
+        connection_complain(c, "refused to remove \"%.*s\"", (int)frame->key_bytes, frame->key);
+        reply(server, c, frame, MUSTER_ERR_ARGUMENT, NULL, false);
+        return;
+    }
+    struct store_key *key = store_keys_find(&server->keys, &name);
+    if (key && !key->gone)
+        store_keys_remove(&server->keys, key);
+    reply(server, c, frame, MUSTER_OK, NULL, false);
 }
 
 static void handle_again(struct store_server *server, struct connection *c, const struct wire_frame *frame,
@@ -181,6 +216,7 @@ static handler *const handlers[WIRE_TYPES] = {
     [WIRE_GET] = handle_get,     [WIRE_PUT] = handle_write,   [WIRE_SWAP] = handle_write,
     [WIRE_AGAIN] = handle_again, [WIRE_LEAVE] = handle_leave, [WIRE_FENCE] = handle_fence,
     [WIRE_SHARE] = handle_share, [WIRE_ASK] = handle_ask,     [WIRE_PING] = handle_ping,
+    [WIRE_REMOVE] = handle_remove,
 };
 
 /* NULL, or why nothing that this client says can be believed. */

@@ -20,6 +20,7 @@ struct store_server_config {
      * store_server_fence() says when a rank counts as fenced.
      */
     int inject_fences;
+    int resizes; /* a rank of a group of another size is served, afresh, when no rank is held any more */
     /* Called on the serving thread for a person's eyes: "rank 2 (pid 71) died"; may be NULL. */
     void (*on_event)(void *context, int32_t rank, uint32_t incarnation, const char *what);
     void *context;

@@ -108,6 +108,8 @@ void connection_drain(struct store_server *server, struct connection *c);
 void connection_write(struct store_server *server, struct connection *c);
 /* After a hello of its own the connection belongs to nobody again: its process exited or left. */
 void connection_unname(struct connection *c);
+/* All but the refusals of hellos, which are meant for somebody else. */
+void connection_drop_answers(struct connection *c);
 void connection_answer(struct connection *c, const struct answer *answer);
 /* Logs that a request was refused, once per connection: a flood of bad requests must not become a flood of lines. */
 __attribute__((format(printf, 2, 3))) void connection_complain(struct connection *c, const char *format, ...);

@@ -39,6 +39,11 @@ static void watchdog_fill(const struct watchdog_operation *o, muster_mask missin
         report->observed[r] = watchdog_flag(o, r);
 }
 
+void watchdog_restart(struct watchdog *w, uint64_t now_ns)
+{
+    w->since_ns = now_ns;
+}
+
 bool watchdog_poll(struct watchdog *w, uint64_t now_ns, uint64_t timeout_ns, uint32_t live_epoch,
                    muster_wait_report *report, uint64_t *next_ns)
 {
@@ -49,7 +54,8 @@ bool watchdog_poll(struct watchdog *w, uint64_t now_ns, uint64_t timeout_ns, uin
         const struct watchdog_operation *o = &w->ring[popped % WATCHDOG_OPERATIONS];
         muster_mask missing = o->child ? watchdog_missing(o) : (muster_mask){{0, 0}};
         if (!mask_empty(missing)) {
-            bool overdue = now_ns - o->start_ns >= timeout_ns;
+            uint64_t since_ns = o->start_ns > w->since_ns ? o->start_ns : w->since_ns;
+            bool overdue = now_ns > since_ns && now_ns - since_ns >= timeout_ns;
             if (overdue && w->reported <= popped) {
                 w->reported = popped + 1;
                 watchdog_fill(o, missing, now_ns, report);
@@ -57,7 +63,7 @@ bool watchdog_poll(struct watchdog *w, uint64_t now_ns, uint64_t timeout_ns, uin
             }
             /* The flags of an epoch that has ended may never come; nobody waits for them any more. */
             if (stamp_epoch(o->stamp) >= live_epoch) {
-                *next_ns = overdue ? UINT64_MAX : o->start_ns + timeout_ns;
+                *next_ns = overdue ? UINT64_MAX : since_ns + timeout_ns;
                 return false;
             }
         }

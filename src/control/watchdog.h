@@ -27,6 +27,7 @@ struct watchdog {
     struct watchdog_operation ring[WATCHDOG_OPERATIONS];
     _Atomic uint64_t pushed, popped;
     uint64_t reported; /* 1 + index of the newest operation that was reported */
+    uint64_t since_ns; /* no operation counts from before this: see watchdog_restart() */
 };
 
 /* Adds an operation; when the ring is full it is not watched (the kernel's own deadline still holds). */
@@ -38,6 +39,9 @@ void watchdog_push(struct watchdog *w, const struct watchdog_operation *operatio
  */
 bool watchdog_poll(struct watchdog *w, uint64_t now_ns, uint64_t timeout_ns, uint32_t live_epoch,
                    muster_wait_report *report, uint64_t *next_ns);
+
+/* This process did not run until now: what operations have lasted does not count. The thread that polls. */
+void watchdog_restart(struct watchdog *w, uint64_t now_ns);
 
 /* Drops the operations of a child that goes away. Call with the lock that protects children. */
 void watchdog_forget(struct watchdog *w, const struct group_child *child);

@@ -9,7 +9,7 @@
 #include "core/mask.h"
 #include "core/stamp.h"
 
-enum { WIRE_VERSION = 1, VALUE_VERSION = 2, CHECKSUM_OFFSET = 16, CHECKSUM_BYTES = 8 };
+enum { WIRE_VERSION = 2, VALUE_VERSION = 2, CHECKSUM_OFFSET = 16, CHECKSUM_BYTES = 8 };
 
 #define WIRE_MAGIC UINT32_C(0x5254534d) /* "MSTR" */
 
@@ -277,7 +277,7 @@ const char *wire_type_name(enum wire_type type)
         [WIRE_AGAIN] = "again", [WIRE_LEAVE] = "leave",   [WIRE_FENCE] = "fence",     [WIRE_SHARE] = "share",
         [WIRE_ASK] = "ask",     [WIRE_PING] = "ping",     [WIRE_WELCOME] = "welcome", [WIRE_REFUSED] = "refused",
         [WIRE_STATE] = "state", [WIRE_CHANGE] = "change", [WIRE_REPLY] = "reply",     [WIRE_MEMORY] = "memory",
-        [WIRE_PONG] = "pong",
+        [WIRE_PONG] = "pong",   [WIRE_REMOVE] = "remove",
     };
     return type >= WIRE_HELLO && type < WIRE_TYPES ? names[type] : "?";
 }

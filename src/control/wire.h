@@ -39,6 +39,7 @@ enum wire_type {
     WIRE_GET, /* key */
     WIRE_PUT, /* key, value */
     WIRE_SWAP, /* key, value, key_revision = the one expected */
+    WIRE_REMOVE, /* key */
     WIRE_AGAIN, /* send the whole state once more */
     WIRE_LEAVE,
     WIRE_FENCE, /* peer, peer_incarnation */

@@ -80,4 +80,7 @@ static inline muster_mask mask_first(int ranks)
     return m;
 }
 
+/* "0, 2, 5" for messages; as many as fit. */
+void mask_text(muster_mask m, char *text, size_t bytes);
+
 #endif

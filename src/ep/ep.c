@@ -43,29 +43,21 @@ static bool ep_busy(const struct group_child *child)
     return ep->state != EP_IDLE && (ep->device || ep_host_in_open_step(ep));
 }
 
-/*
- * Configurations are compared before memory is taken, under a number that counts attempts: the same on every rank, and
- * what was said in an attempt that failed is not held against the next.
- */
-static muster_status ep_agree(muster_group *group, const muster_ep_config *config, uint64_t *offset)
+static muster_status ep_agree(muster_group *group, const muster_ep_config *config, struct group_object *object)
 {
-    char object[16], fields[SHAPE_FIELDS_BYTES];
+    char fields[SHAPE_FIELDS_BYTES];
     struct exchange_shape shape;
-    snprintf(object, sizeof(object), "ep%u", group_next_object(group));
     shape_fields(config, fields);
-    muster_status status = group_compare(group, object, fields);
-    if (status != MUSTER_OK)
-        return status;
     shape_make(config, group_ranks(group), 0, &shape);
-    return group_memory_take(group, shape.end, offset);
+    return group_object_create(group, "ep", fields, shape.end, object);
 }
 
-static void ep_init(struct muster_ep *ep, muster_group *group, const muster_ep_config *config, uint64_t offset)
+static void ep_init(struct muster_ep *ep, muster_group *group, const muster_ep_config *config)
 {
     ep->group = group;
     ep->device_ops = group_device_ops(group);
     ep->config = *config;
-    shape_make(config, group_ranks(group), offset, &ep->shape);
+    shape_make(config, group_ranks(group), ep->object.offset, &ep->shape);
     ep->region = group_memory_base(group);
     ep->checks.config = &ep->config;
     ep->checks.shape = &ep->shape;
@@ -111,7 +103,6 @@ static muster_status ep_create_kernels(struct muster_ep *ep)
 
 muster_status muster_ep_create(muster_group *group, const muster_ep_config *config, muster_ep **ep)
 {
-    uint64_t offset;
     if (!group || !ep)
         return error_set(MUSTER_ERR_ARGUMENT, "muster_ep_create: %s must not be NULL", group ? "ep" : "group");
     muster_status status = group_check(group);
@@ -124,17 +115,19 @@ muster_status muster_ep_create(muster_group *group, const muster_ep_config *conf
     struct muster_ep *made = calloc(1, sizeof(*made));
     if (!made)
         return error_set(MUSTER_ERR_MEMORY, "muster_ep_create: no memory for %zu bytes", sizeof(*made));
-    status = ep_agree(group, config, &offset);
+    status = ep_agree(group, config, &made->object);
     if (status != MUSTER_OK)
         goto free_made;
-    ep_init(made, group, config, offset);
+    ep_init(made, group, config);
     status = ep_create_kernels(made);
     if (status != MUSTER_OK)
-        goto free_made;
+        goto destroy_object;
     group_add_child(group, &made->child);
     *ep = made;
     return MUSTER_OK;
 
+destroy_object:
+    group_object_destroy(group, &made->object);
 free_made:
     free(made);
     return status;
@@ -150,6 +143,7 @@ void muster_ep_destroy(muster_ep *ep)
             muster_step_end(ep->group, NULL);
     }
     group_remove_child(ep->group, &ep->child);
+    group_object_destroy(ep->group, &ep->object);
     if (ep->device)
         ep->device_ops->exchange_destroy(ep->device);
     else

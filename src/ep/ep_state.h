@@ -20,6 +20,7 @@ struct ep_epoch {
 
 struct muster_ep {
     struct group_child child;
+    struct group_object object; /* what the members have agreed on */
     muster_group *group;
     void *kernels; /* what the kernels on the caller's thread keep; NULL with a device */
     const struct device_ops *device_ops; /* of a group with a device; otherwise NULL, like the next */

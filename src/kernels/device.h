@@ -14,7 +14,7 @@
 #include "kernels/exchange.h"
 #include "muster/group.h"
 
-enum { DEVICE_OPS_VERSION = 3 };
+enum { DEVICE_OPS_VERSION = 4 };
 
 struct device; /* one rank's part of a device */
 struct device_exchange;
@@ -79,6 +79,13 @@ struct device_ops {
     /* Whether that has come into force: before, a step that begins would be refused. */
     bool (*epoch_open)(struct device *device, uint32_t epoch);
     void (*report)(struct device *device, struct device_report *report);
+    /*
+     * Whether a look at the members' step words, enqueued by an earlier call, has found that all have ended the last step that
+     * this rank has ended. Enqueues the next look otherwise: to be called until true, or until the epoch ends.
+     */
+    bool (*peers_ended)(struct device *device);
+    /* Good steps that have ended over the life of the device. */
+    uint64_t (*good_steps)(struct device *device);
 
     /* The caller's, in stream order. */
     muster_status (*step_begin)(struct device *device, void *stream);

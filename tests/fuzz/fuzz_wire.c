@@ -83,7 +83,7 @@ static void take_mended_frame(const uint8_t *data, size_t size)
     if (size < WIRE_HEADER || size > sizeof frame)
         return;
     memcpy(frame, data, size);
-    memcpy(frame, "MSTR\1", 6);
+    memcpy(frame, "MSTR\2", 6);
     write_number(frame + 8, size, 4);
     write_number(frame + 16, XXH3_64bits_withSeed(frame + 24, size - 24, XXH3_64bits(frame, 16)), 8);
     take_frame(frame, size);

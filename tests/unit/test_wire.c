@@ -324,7 +324,7 @@ static void test_frame_senseless(void **state)
     (void)state;
     assert_null(get_with(72, 8, 7)); /* the helper itself makes valid frames */
     assert_reason(get_with(0, 4, 0x12345678), "magic");
-    assert_reason(get_with(4, 2, 2), "version");
+    assert_reason(get_with(4, 2, 1), "version");
     assert_reason(get_with(6, 2, 0), "type");
     assert_reason(get_with(6, 2, WIRE_TYPES), "type");
     assert_reason(get_with(8, 4, WIRE_HEADER), "length");

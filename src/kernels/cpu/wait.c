@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * A wait has three exits (X1): the flags came; the live epoch moved; the deadline passed. It spins for a moment, since
+ * A wait has three exits (X1): the flags came, even if the live epoch has moved since; it moved; the deadline passed. It spins for a moment, since
  * a flag is normally a microsecond away, and then gives its core away, since with more ranks than cores the peer that
  * is waited for may need this very core.
  */
@@ -13,6 +13,8 @@ enum {
     YIELDS = 100, /* before sleeping */
     SHORTEST_SLEEP_NS = 2000,
     LONGEST_SLEEP_NS = 100000,
+    PAUSE_NS = 50000000, /* from one look to the next: more is no wait for a core, but a process that did not run */
+    MAX_FRESH_STARTS = 8,
 };
 
 /* A wait that did not end at its first look. */
@@ -23,6 +25,8 @@ struct wait {
     muster_phase phase;
     muster_mask missing; /* peers whose flag is short */
     muster_mask begun; /* peers seen to have begun the step */
+    uint64_t looked_ns;
+    int fresh_starts; /* after pauses */
     uint64_t started_ns;
     uint64_t begun_ns[MUSTER_MAX_RANKS]; /* of the peers in `begun`: since when their clock runs */
 };
@@ -90,7 +94,8 @@ static void wait_note_begun(struct wait *w, uint64_t now_ns)
 
 static void wait_open(struct wait *w)
 {
-    w->started_ns = wait_clock_ns();
+    w->started_ns = w->looked_ns = wait_clock_ns();
+    w->fresh_starts = 0;
     w->begun = (muster_mask){{0, 0}};
     atomic_store_explicit(&w->step->control->waiting_since_ns, w->started_ns, memory_order_relaxed);
     wait_publish(w);
@@ -130,6 +135,34 @@ static muster_mask wait_lost(const struct wait *w, uint64_t now_ns, muster_reaso
     return mask_empty(refused) ? wait_missing(w->line, w->stamp, overdue) : refused;
 }
 
+static void wait_shift(struct wait *w, uint64_t ns)
+{
+    w->started_ns += ns;
+    for (int p = mask_next(w->begun, 0); p >= 0; p = mask_next(w->begun, p + 1))
+        w->begun_ns[p] += ns;
+}
+
+/*
+ * X17: who did not run judges nobody. A gap between two looks counts as PAUSE_NS at most; after one that is long against the
+ * deadline, in which the peers probably stood still as well, every deadline starts anew. Not for ever: a process that
+ * never gets a core must come to an end too.
+ */
+static void wait_forgive_pause(struct wait *w, uint64_t now_ns)
+{
+    uint64_t gap_ns = now_ns - w->looked_ns;
+    uint64_t timeout_ns = atomic_load_explicit(&w->step->control->operation_timeout_ns, memory_order_relaxed);
+    w->looked_ns = now_ns;
+    if (gap_ns <= PAUSE_NS)
+        return;
+    wait_shift(w, gap_ns - PAUSE_NS);
+    if (gap_ns < timeout_ns / 2 || w->fresh_starts == MAX_FRESH_STARTS)
+        return;
+    w->fresh_starts++;
+    w->started_ns = now_ns;
+    for (int p = mask_next(w->begun, 0); p >= 0; p = mask_next(w->begun, p + 1))
+        w->begun_ns[p] = now_ns;
+}
+
 /* A look at clock and peers. False: some peer is beyond waiting for, which is recorded. */
 static bool wait_look(struct wait *w)
 {
@@ -137,6 +170,7 @@ static bool wait_look(struct wait *w)
     muster_reason reason;
     uint64_t now_ns = wait_clock_ns();
     wait_publish(w);
+    wait_forgive_pause(w, now_ns);
     wait_note_begun(w, now_ns);
     muster_mask lost = wait_lost(w, now_ns, &reason);
     if (mask_empty(lost))
@@ -171,10 +205,10 @@ static bool wait_loop(struct wait *w)
 {
     uint32_t spin = w->step->control->spin;
     for (uint64_t n = 0;; n++) {
+        if (wait_arrived(w)) /* an epoch that has ended since takes nothing away from what has come */
+            return true;
         if (!wait_epoch_lives(w->step, w->phase))
             return false;
-        if (wait_arrived(w))
-            return true;
         if ((n >= spin || n % POLLS_PER_LOOK == POLLS_PER_LOOK - 1) && !wait_look(w))
             return false;
         wait_pause(spin, n);

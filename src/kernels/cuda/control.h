@@ -47,6 +47,7 @@ struct cuda_step {
     uint32_t open;
     uint64_t number; /* in the epoch */
     uint64_t total; /* steps begun over the life of the group */
+    uint64_t voids; /* of those that have ended */
 };
 
 /* One per rank, in its device memory. */
@@ -68,8 +69,9 @@ struct cuda_control {
  */
 struct cuda_verdict {
     uint64_t word; /* the step's total (39 bits) | void (1) | epoch (24); written last */
-    uint64_t failure; /* of a void step, like the next */
+    uint64_t failure; /* of a void step, like the next two */
     uint64_t failure_detail;
+    uint64_t voids; /* void steps over the life of the group, this one counted */
 };
 
 /* One per rank, in host memory that the device sees. A kernel looks here only when it has waited for long. */
@@ -83,6 +85,7 @@ struct cuda_mailbox {
     /* By peer: its deadline had passed; written before a TIMEOUT failure. Bytes, since the bus has no atomic operations. */
     uint8_t overdue[MUSTER_MAX_RANKS];
     uint64_t used_up_epoch; /* the device's: the sequence numbers of this epoch run short */
+    uint64_t look; /* the device's: number of the last look at peers' steps << 1 | all have ended what this rank has */
 };
 
 #endif

@@ -253,6 +253,38 @@ static struct device_verdict device_take_verdict(const struct device *device, co
     return taken;
 }
 
+static uint64_t device_good_steps(struct device *device)
+{
+    pthread_mutex_lock(&device->lock);
+    while (device_verdict_waits(device, device->newest + 1)) {
+        const struct cuda_verdict *v = &device->mailbox->verdict[device->newest % CUDA_VERDICTS];
+        uint64_t word = __atomic_load_n(&v->word, __ATOMIC_ACQUIRE);
+        device->newest = word >> CUDA_VERDICT_STEP_SHIFT;
+        if (word & CUDA_VERDICT_VOID)
+            device->voids = v->voids;
+    }
+    uint64_t good = device->newest - device->voids;
+    pthread_mutex_unlock(&device->lock);
+    return good;
+}
+
+static bool device_peers_ended(struct device *device)
+{
+    uint64_t look = __atomic_load_n(&device->mailbox->look, __ATOMIC_ACQUIRE);
+    pthread_mutex_lock(&device->lock);
+    bool answered = look >> 1 == device->looks, ended = answered && look & 1 && device->looks;
+    uint64_t next = answered && !ended ? ++device->looks : 0;
+    pthread_mutex_unlock(&device->lock);
+    if (!next)
+        return ended;
+    int before = device_switch(device);
+    device_say(device,
+               step_launch_look(device->control, device->mailbox, device->region.base, next, device->agent_stream),
+               "peers_ended");
+    device_return(before);
+    return false;
+}
+
 /* Whether a void verdict is among those that wait, or the failure of one that was read is still being forgotten. */
 static bool device_void_unread(struct device *device)
 {
@@ -350,6 +382,8 @@ static const struct device_ops ops = {
     .epoch_begin = device_epoch_begin,
     .epoch_open = device_epoch_open,
     .report = device_report_state,
+    .peers_ended = device_peers_ended,
+    .good_steps = device_good_steps,
     .step_begin = device_step_begin,
     .step_end = device_step_end,
     .verdict = device_verdict,

@@ -31,6 +31,8 @@ struct device {
     struct cuda_region region;
     pthread_mutex_t lock; /* short sections only: the fields below */
     uint64_t verdicts_read;
+    uint64_t newest, voids; /* steps known to have ended, and how many of those are void */
+    uint64_t looks; /* at peers' steps, asked for */
     struct device_mask installed[CUDA_VERDICTS]; /* by epoch: what verdicts that are still unread may be about */
     uint64_t forget; /* the failure that the last void verdict told of, until the device is told to forget it; or 0 */
 };

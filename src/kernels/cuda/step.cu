@@ -53,6 +53,25 @@ static __global__ void open_kernel(struct cuda_control *control, struct cuda_mai
     flag_raise(&mailbox->open_epoch, epoch);
 }
 
+/*
+ * M33: whether every member's word says that it has ended the step that this rank has ended last, of this epoch. On the stream
+ * that installs views, so the view stays. `own`: this rank's region.
+ */
+static __global__ void look_kernel(const struct cuda_control *control, struct cuda_mailbox *mailbox,
+                                   const unsigned char *own, uint64_t look)
+{
+    const struct cuda_view *view = &control->view;
+    struct cuda_step step = control->step;
+    uint64_t ended = turn_stamp(step.epoch, 2 * step.number + 2) - 2 * step.open; /* of an open step: the one before */
+    bool any = step.epoch != 0 && step.epoch == view->epoch && (step.number > 0 || !step.open), all = true;
+    for (int r = (int)threadIdx.x; any && r < view->ranks; r += 32)
+        if (view->mask.word[r >> 6] >> (r & 63) & 1 && r != view->rank)
+            all = all && flag_read((const uint64_t *)(own + (size_t)r * 64)) >= ended;
+    all = __all_sync(~0u, all);
+    if (threadIdx.x == 0)
+        flag_raise(&mailbox->look, look << 1 | (all ? 1 : 0));
+}
+
 /* Only this failure, which stays until then: what has failed since the verdict that told of it has a verdict of its own. */
 static __global__ void forget_kernel(struct cuda_control *control, uint64_t failure)
 {
@@ -169,6 +188,12 @@ extern "C" cudaError_t step_launch_forget(struct cuda_control *control, uint64_t
     return launch_plain(forget_kernel, 1, 1, stream, control, failure);
 }
 
+extern "C" cudaError_t step_launch_look(const struct cuda_control *control, struct cuda_mailbox *mailbox,
+                                        const unsigned char *own, uint64_t look, cudaStream_t stream)
+{
+    return launch_plain(look_kernel, 1, 32, stream, control, mailbox, own, look);
+}
+
 static struct cuda_launch step_launch(struct cuda_control *control, struct cuda_mailbox *mailbox,
                                       struct cuda_exchange *exchange)
 {
@@ -202,7 +227,7 @@ extern "C" cudaError_t step_prepare(void)
     const void *kernels[] = {(const void *)raise_kernel,      (const void *)install_kernel,
                              (const void *)open_kernel,       (const void *)forget_kernel,
                              (const void *)step_begin_kernel, (const void *)step_end_kernel,
-                             (const void *)mask_kernel};
+                             (const void *)mask_kernel,       (const void *)look_kernel};
     for (const void *kernel : kernels) {
         cudaError_t error = launch_load(kernel);
         if (error != cudaSuccess)

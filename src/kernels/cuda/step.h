@@ -28,6 +28,10 @@ cudaError_t step_launch_open(struct cuda_control *control, struct cuda_mailbox *
 /* Forgets this failure, if it stands: the caller has read the verdicts of all void steps that are known, and it was the last. */
 cudaError_t step_launch_forget(struct cuda_control *control, uint64_t failure, cudaStream_t stream);
 
+/* Says in the mailbox, under the number `look`, whether all members have ended the last step that this rank has ended. */
+cudaError_t step_launch_look(const struct cuda_control *control, struct cuda_mailbox *mailbox, const unsigned char *own,
+                             uint64_t look, cudaStream_t stream);
+
 cudaError_t step_launch_begin(struct cuda_control *control, struct cuda_mailbox *mailbox, cudaStream_t stream);
 cudaError_t step_launch_end(struct cuda_control *control, struct cuda_mailbox *mailbox, cudaStream_t stream);
 

@@ -252,7 +252,7 @@ __device__ inline void turn_publish_begun(const struct cuda_launch &l, const str
 /* Step begun: by the kernel that begins it, in its epilogue for the rank itself. */
 __device__ inline void step_note_begun(const struct cuda_launch &l, const struct turn *turn)
 {
-    l.control->step = {turn->live ? turn->epoch : 0, 1, turn->number, turn->step.total + 1};
+    l.control->step = {turn->live ? turn->epoch : 0, 1, turn->number, turn->step.total + 1, turn->step.voids};
     if (turn->live)
         turn_note_number(l, turn->epoch, 2 * turn->number + 2);
 }
@@ -283,6 +283,7 @@ __device__ inline void step_note_ended(const struct cuda_launch &l, const struct
     }
     v->failure = failure;
     v->failure_detail = l.control->failure_detail;
+    v->voids = l.control->step.voids = step.voids + 1;
     flag_raise(&v->word, word | CUDA_VERDICT_VOID);
 }
 
