@@ -65,10 +65,12 @@ static muster_mask agent_waiting(muster_group *g)
 static void agent_note_expected(muster_group *g)
 {
     muster_mask expected = member_expected(&g->member);
-    if (mask_equal(expected, g->expected)) /* nobody else writes it */
+    bool founding = member_is_founding(&g->member);
+    if (mask_equal(expected, g->expected) && founding == g->founding) /* nobody else writes them */
         return;
     pthread_mutex_lock(&g->lock);
     g->expected = expected;
+    g->founding = founding;
     pthread_cond_broadcast(&g->changed);
     pthread_mutex_unlock(&g->lock);
 }
@@ -314,6 +316,11 @@ static void agent_record(muster_group *g, int rank, const struct store_event *e)
     struct record record;
     if (e->gone || wire_get_record(e->value, e->value_bytes, &record) != 0)
         return;
+    if (record.state == RECORD_LEFT) { /* the store deletes it a moment later, but what follows from this may not wait */
+        pthread_mutex_lock(&g->lock);
+        group_drop_rank(g, rank);
+        pthread_mutex_unlock(&g->lock);
+    }
     agent_event(g, (struct member_event){.type = MEMBER_RECORD, .rank = rank, .record = &record});
 }
 
@@ -610,7 +617,7 @@ static void agent_sleep(muster_group *g, uint64_t watch_ns)
                             {.fd = g->stopped ? -1 : g->store->ops->fd(g->store), .events = POLLIN}};
     ppoll(fds, 2, &timeout, NULL);
     g->ran_ns = clock_ns();
-    agent_note_pause(g, g->ran_ns > wake_ns ? g->ran_ns - wake_ns : 0, g->ran_ns);
+    agent_note_pause(g, g->ran_ns - now_ns > sleep_ns ? g->ran_ns - now_ns - sleep_ns : 0, g->ran_ns);
     uint64_t count;
     if (fds[0].revents & POLLIN) {
         ssize_t ignored = read(g->wake_fd, &count, sizeof count);

@@ -271,6 +271,7 @@ muster_status muster_group_create(const muster_group_config *config, muster_grou
     group_member_config(g, &member);
     member_init(&g->member, &member);
     g->expected = member_expected(&g->member);
+    g->founding = member_is_founding(&g->member);
     atomic_store(&g->progress, MEMBER_NO_PROGRESS);
     g->store->ops->share_memory(g->store, g->region.fd);
     status = agent_start(g);

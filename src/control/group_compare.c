@@ -11,6 +11,8 @@
 #include "control/group_state.h"
 #include "core/error.h"
 
+enum { COMPARE_PATIENCE_US = 2000000 };
+
 static const char DESTROYED[] = "destroyed=1\n"; /* a line of an object that its owner has no longer */
 
 /* ---- What the ranks have published ---- */
@@ -44,16 +46,28 @@ void group_take_fields(muster_group *g, const char *object, int rank, const void
     set->fields[bytes] = 0;
 }
 
-void group_drop_fields(muster_group *g, const char *object, int rank)
+/* object NULL: all that the rank has published. */
+static void fields_drop(muster_group *g, const char *object, int rank)
 {
-    for (struct group_field_set **link = &g->fields; *link; link = &(*link)->next) {
+    for (struct group_field_set **link = &g->fields; *link;) {
         struct group_field_set *set = *link;
-        if (set->rank != rank || strcmp(set->object, object) != 0)
+        if (set->rank != rank || (object && strcmp(set->object, object) != 0)) {
+            link = &set->next;
             continue;
+        }
         *link = set->next;
         free(set);
-        return;
     }
+}
+
+void group_drop_fields(muster_group *g, const char *object, int rank)
+{
+    fields_drop(g, object, rank);
+}
+
+void group_drop_rank(muster_group *g, int rank)
+{
+    fields_drop(g, NULL, rank);
 }
 
 static void puts_free(struct group_put *put)
@@ -117,6 +131,13 @@ static bool group_publish(muster_group *g, const char *object, const char *value
 
 /* ---- Comparing: under the lock ---- */
 
+/* One comparison: of this rank's group, or of an object with this number. */
+struct comparison {
+    const char *object;
+    uint32_t number; /* UINT32_MAX: the group */
+    const char *fields; /* of this rank */
+};
+
 /* Those that count and have not spoken. */
 static muster_mask compare_silent(const muster_group *g, const char *object)
 {
@@ -127,32 +148,41 @@ static muster_mask compare_silent(const muster_group *g, const char *object)
     return silent;
 }
 
+/* What rank r was there with before this rank came: it may be about to leave, and others may follow who agree. */
+static bool compare_is_older(const muster_group *g, const struct comparison *c, int r)
+{
+    if (c->number == UINT32_MAX)
+        return !g->founding;
+    return c->number < g->objects_before[r];
+}
+
 /* Words the first field in which the ranks differ; MUSTER_OK if they agree on it. */
-static muster_status compare_field(const muster_group *g, const char *object, const char *line, size_t name_bytes)
+static muster_status compare_field(const muster_group *g, const struct comparison *c, const char *line,
+                                   size_t name_bytes, bool *older)
 {
     char mine[128], theirs[128], text[768];
     size_t used = 0;
     bool differ = false;
     fields_value(line, line, name_bytes, mine, sizeof mine);
     for (int r = mask_next(g->expected, 0); r >= 0; r = mask_next(g->expected, r + 1)) {
-        if (r == g->config.rank)
-            snprintf(theirs, sizeof theirs, "%s", mine);
-        else
-            fields_value(fields_of(g, object, r), line, name_bytes, theirs, sizeof theirs);
-        differ = differ || strcmp(mine, theirs) != 0;
+        const char *fields = r == g->config.rank ? c->fields : fields_of(g, c->object, r);
+        fields_value(fields, line, name_bytes, theirs, sizeof theirs);
+        bool equal = strcmp(mine, theirs) == 0;
+        differ = differ || !equal;
+        *older = *older || (!equal && compare_is_older(g, c, r));
         if (used + sizeof theirs < sizeof text)
             used += (size_t)snprintf(text + used, sizeof text - used, "%srank %d = %s", used ? ", " : "", r, theirs);
     }
     if (!differ)
         return MUSTER_OK;
-    return error_set(MUSTER_ERR_MISMATCH, "%s: %.*s differs: %s", object, (int)name_bytes, line, text);
+    return error_set(MUSTER_ERR_MISMATCH, "%s: %.*s differs: %s", c->object, (int)name_bytes, line, text);
 }
 
-static muster_status compare_all(const muster_group *g, const char *object, const char *fields)
+static muster_status compare_fields(const muster_group *g, const struct comparison *c, bool *older)
 {
-    for (const char *line = fields; *line;) {
+    for (const char *line = c->fields; *line;) {
         size_t length = strcspn(line, "\n");
-        muster_status status = compare_field(g, object, line, strcspn(line, "="));
+        muster_status status = compare_field(g, c, line, strcspn(line, "="), older);
         if (status != MUSTER_OK)
             return status;
         line += length + (line[length] == '\n');
@@ -169,17 +199,17 @@ static muster_status compare_timed_out(const muster_group *g, const char *object
 }
 
 /* A member that had created this object before this rank joined, and has it no longer; -1: there is none. */
-static int compare_too_late(const muster_group *g, const char *object, uint32_t number)
+static int compare_without(const muster_group *g, const struct comparison *c)
 {
     for (int r = mask_next(g->expected, 0); r >= 0; r = mask_next(g->expected, r + 1)) {
-        const char *fields = fields_of(g, object, r);
-        if (r != g->config.rank && number < g->objects_before[r] && (!fields || strstr(fields, DESTROYED)))
+        const char *fields = fields_of(g, c->object, r);
+        if (r != g->config.rank && c->number < g->objects_before[r] && (!fields || strstr(fields, DESTROYED)))
             return r;
     }
     return -1;
 }
 
-static muster_status compare_explain_late(const muster_group *g, const char *object, int rank)
+static muster_status compare_explain_without(const muster_group *g, const char *object, int rank)
 {
     char held[512] = "nothing", offset[32];
     size_t used = 0;
@@ -187,7 +217,8 @@ static muster_status compare_explain_late(const muster_group *g, const char *obj
         if (set->rank != rank || !fields_value(set->fields, "offset", strlen("offset"), offset, sizeof offset) ||
             strstr(set->fields, DESTROYED) || used + 64 > sizeof held)
             continue;
-        used += (size_t)snprintf(held + used, sizeof held - used, "%s%s (offset %s)", used ? ", " : "", set->object, offset);
+        used +=
+            (size_t)snprintf(held + used, sizeof held - used, "%s%s (offset %s)", used ? ", " : "", set->object, offset);
     }
     return error_set(MUSTER_ERR_MISMATCH,
                      "%s: rank %d created and destroyed it before this rank joined, and has %s now; a rank that joins "
@@ -195,18 +226,36 @@ static muster_status compare_explain_late(const muster_group *g, const char *obj
                      object, rank, held);
 }
 
-/* Waits, at most the start timeout, until all that count have published `object`, and compares. */
-static muster_status compare_wait(muster_group *g, const char *object, uint32_t number, const char *fields)
+/* As things stand. AGAIN: somebody has yet to speak. *older: the difference is with what was there before this rank came. */
+static muster_status compare_now(const muster_group *g, const struct comparison *c, bool *older)
 {
-    struct timespec deadline = group_deadline(g->config.start_timeout_us);
+    int without = compare_without(g, c);
+    *older = without >= 0;
+    if (without >= 0)
+        return compare_explain_without(g, c->object, without);
+    if (!mask_empty(compare_silent(g, c->object)))
+        return MUSTER_ERR_AGAIN;
+    return compare_fields(g, c, older);
+}
+
+/*
+ * Waits, at most the start timeout, until all that count have spoken. Who comes before the last of an earlier group have gone
+ * (the next program of a script, say) finds them different; so they have a moment to leave before that is an error.
+ */
+static muster_status compare_wait(muster_group *g, const struct comparison *c)
+{
+    struct timespec silence = group_deadline(g->config.start_timeout_us), difference = {0, 0};
+    bool differed = false;
     while (!atomic_load(&g->sticky)) {
-        int late = compare_too_late(g, object, number);
-        if (late >= 0)
-            return compare_explain_late(g, object, late);
-        if (mask_empty(compare_silent(g, object)))
-            return compare_all(g, object, fields);
-        if (!group_wait_change(g, &deadline))
-            return compare_timed_out(g, object);
+        bool older;
+        muster_status status = compare_now(g, c, &older);
+        if (status == MUSTER_OK || (status == MUSTER_ERR_MISMATCH && !older))
+            return status;
+        if (status == MUSTER_ERR_MISMATCH && !differed)
+            difference = group_deadline(COMPARE_PATIENCE_US);
+        differed = status == MUSTER_ERR_MISMATCH;
+        if (!group_wait_change(g, differed ? &difference : &silence))
+            return differed ? status : compare_timed_out(g, c->object);
     }
     return MUSTER_OK;
 }
@@ -216,19 +265,21 @@ muster_status group_compare(muster_group *g, const char *fields)
     static const char object[] = "group";
     pthread_mutex_lock(&g->lock);
     muster_status status = group_publish(g, object, fields)
-                               ? compare_wait(g, object, UINT32_MAX, fields)
+                               ? compare_wait(g, &(struct comparison){object, UINT32_MAX, fields})
                                : error_set(MUSTER_ERR_MEMORY, "no memory to tell the others of the configuration");
+    g->founder = g->founding;
     pthread_mutex_unlock(&g->lock);
     return status == MUSTER_OK ? group_check(g) : status;
 }
 
 /* ---- Objects ---- */
 
+/* A founder has been there for all of them. What a member begins to create from now on needs this rank as well. */
 void group_note_objects(muster_group *g)
 {
     char next[16];
     pthread_mutex_lock(&g->lock);
-    for (int r = 0; r < g->config.ranks; r++) {
+    for (int r = 0; r < g->config.ranks && !g->founder; r++) {
         const char *fields = fields_of(g, "objects", r);
         bool known = fields && fields_value(fields, "next", strlen("next"), next, sizeof next);
         g->objects_before[r] = known ? (uint32_t)strtoul(next, NULL, 10) : 0;
@@ -258,7 +309,7 @@ static muster_status object_agree(muster_group *g, const struct group_object *ob
     snprintf(all, sizeof all, "%soffset=%llu\n", fields, (unsigned long long)object->offset);
     pthread_mutex_lock(&g->lock);
     muster_status status = object_publish(g, object, all)
-                               ? compare_wait(g, object->name, object->number, all)
+                               ? compare_wait(g, &(struct comparison){object->name, object->number, all})
                                : error_set(MUSTER_ERR_MEMORY, "no memory to tell the others of %s", object->name);
     if (status == MUSTER_OK)
         object_remove_older(g);

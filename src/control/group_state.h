@@ -96,6 +96,8 @@ struct muster_group {
     struct group_mail mail; /* under lock */
     struct group_field_set *fields; /* under lock */
     muster_mask expected; /* under lock; whose configuration counts: see member_expected() */
+    bool founder; /* under lock; this rank's configuration was compared with all others', not with a group's that goes on */
+    bool founding; /* under lock; there is no group yet, or nobody is left of the last one */
     struct group_put *removals; /* under lock; of destroyed objects: see group_object_destroy() */
     uint32_t objects_before[MUSTER_MAX_RANKS]; /* under lock; objects that each rank had created when this one joined */
     struct group_child *children; /* under lock */
@@ -161,6 +163,7 @@ muster_status group_compare(muster_group *g, const char *fields);
 /* What a rank has published, and has published no longer; under the lock. */
 void group_take_fields(muster_group *g, const char *object, int rank, const void *fields, size_t bytes);
 void group_drop_fields(muster_group *g, const char *object, int rank);
+void group_drop_rank(muster_group *g, int rank);
 /* When this rank has joined: which objects are older than that. */
 void group_note_objects(muster_group *g);
 void group_forget_fields(muster_group *g);

@@ -132,7 +132,7 @@ static void member_advance(struct member *m, struct member_actions *actions)
         return;
     member_publish(m, actions);
     member_resolve_swap(m, actions);
-    if (member_is_vacant(m))
+    if (member_is_founding(m))
         member_found(m, actions);
     else if (member_is_in_view(m))
         member_take_part(m, actions);

@@ -142,9 +142,12 @@ const struct record *member_record(const struct member *m);
 /* At MEMBER_DO_BEGIN, the same at every member: the least and the most progress of those that have any; 0, 0 if none. */
 void member_progress(const struct member *m, uint64_t *least, uint64_t *most);
 
+/* M2, M31: there is no view, or every member of the one that there is has exited or left. */
+bool member_is_founding(const struct member *m);
+
 /*
- * Whose configuration counts when a rank joins or creates something: every rank while the group is being founded (M2,
- * M31), otherwise the members that live, and this rank.
+ * Whose configuration counts when a rank joins or creates something: every rank while the group is being founded,
+ * otherwise the members that live, and this rank.
  */
 muster_mask member_expected(const struct member *m);
 

@@ -35,7 +35,7 @@ static bool member_is_fenced(const struct member *m, int r)
 }
 
 /* M31: there is no view, or every member of the one that there is has exited or left. */
-bool member_is_vacant(const struct member *m)
+bool member_is_founding(const struct member *m)
 {
     return m->view.phase == VIEW_NONE || member_all(m, member_is_fenced);
 }
@@ -73,7 +73,7 @@ void member_found(struct member *m, struct member_actions *actions)
 
 muster_mask member_expected(const struct member *m)
 {
-    if (member_is_vacant(m))
+    if (member_is_founding(m))
         return mask_first(m->config.ranks);
     return mask_with(mask_minus(m->view.mask, member_which(m, member_is_dead)), m->config.rank);
 }

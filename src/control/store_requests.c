@@ -76,7 +76,18 @@ static bool is_fenced(const struct store_server *server, const struct connection
     return c->incarnation <= server->holder[c->rank].fenced;
 }
 
-/* The newest change that every client has heard of. An answer that waits may name any key: then none. */
+/* No answer that waits to be sent to this client names a key that was deleted at this revision or before. */
+static uint64_t unnamed_below(const struct connection *c, uint64_t revision)
+{
+    for (int i = 0; i < c->answers; i++) {
+        const struct store_key *key = c->answer[(c->first + i) % CONNECTION_MAX_ANSWERS].key;
+        if (key && key->gone && key->revision <= revision)
+            revision = key->revision - 1;
+    }
+    return revision;
+}
+
+/* The newest change that every client has heard of, and no answer is about. */
 static uint64_t heard_by_all(const struct store_server *server)
 {
     uint64_t heard = server->keys.revision;
@@ -84,9 +95,8 @@ static uint64_t heard_by_all(const struct store_server *server)
         const struct connection *c = &server->connection[i];
         if (c->fd < 0)
             continue;
-        if (c->answers)
-            return 0;
         heard = c->streaming && c->seen < heard ? c->seen : heard;
+        heard = unnamed_below(c, heard);
     }
     return heard;
 }
