@@ -173,17 +173,20 @@ static cudaError_t replay(struct work *w)
     return error == cudaSuccess ? cudaStreamSynchronize(w->stream) : error; /* no kernel waits past its deadline */
 }
 
-/* Replays until `passes` were good (-1: for ever). */
-static int serve(struct work *w, long passes)
+/* Replays until `passes` were good. */
+static int serve(struct work *w, uint64_t passes)
 {
     uint32_t epoch = 0;
-    for (long good = 0; good != passes;) {
+    for (uint64_t good = 0; good < passes;) {
         muster_view view;
         muster_verdict verdict;
         if (muster_group_wait_ready(w->group, 60000000) != MUSTER_OK || muster_group_view(w->group, &view) != MUSTER_OK)
             return fail("waiting for a view");
-        if (view.epoch != epoch)
-            printf("epoch %u: %d ranks are here, %ld good passes so far\n", view.epoch, view.active, good);
+        if (view.epoch != epoch) {
+            good = view.progress_least; /* what others have yet to do is done again here as well */
+            printf("epoch %u: %d ranks are here, %llu good passes so far\n", view.epoch, view.active,
+                   (unsigned long long)good);
+        }
         cudaError_t error = view.epoch != epoch ? route(w, &view) : cudaSuccess;
         epoch = view.epoch;
         if (error == cudaSuccess)
@@ -232,7 +235,7 @@ int main(int argc, char **argv)
         return cuda_fail("preparing the device", error);
     if (join(&w) != MUSTER_OK)
         return fail("joining");
-    if (capture(&w) != 0 || serve(&w, argc > 1 ? atol(argv[1]) : -1) != 0)
+    if (capture(&w) != 0 || serve(&w, argc > 1 ? (uint64_t)atol(argv[1]) : UINT64_MAX) != 0)
         return 1;
     leave(&w);
     return 0;

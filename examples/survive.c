@@ -7,6 +7,9 @@
  *
  * Every rank sends 32 tokens to 2 experts each. An expert multiplies its rows by 2, the routing weights are 1/2, so every
  * token must come home as twice itself.
+ *
+ * A batch that was good here may have been void on another rank. The next view tells how far the slowest member has come;
+ * all go on from there, and a newcomer too.
  */
 #include <muster/muster.h>
 
@@ -67,8 +70,6 @@ static int prepare(struct work *w)
     w->received = calloc((size_t)(SLOTS * rows * HIDDEN), sizeof(float));
     if (!w->in || !w->out || !w->received)
         return -1;
-    for (int i = 0; i < TOKENS * HIDDEN; i++)
-        w->in[i] = (float)(i % 97);
     for (int i = 0; i < TOKENS * TOPK; i++)
         w->weights[i] = 0.5f;
 
@@ -101,6 +102,12 @@ static void route(struct work *w, const muster_view *view)
             int32_t rank = here[(muster_group_rank(w->group) + t + k) % count];
             w->slots[t * TOPK + k] = rank * SLOTS + t % (SLOTS / TOPK) * TOPK + k;
         }
+}
+
+static void make_batch(struct work *w, uint64_t batch)
+{
+    for (uint64_t i = 0; i < TOKENS * HIDDEN; i++)
+        w->in[i] = (float)((i + batch) % 97);
 }
 
 static void run_experts(struct work *w)
@@ -141,25 +148,29 @@ static int right(const struct work *w)
 int main(int argc, char **argv)
 {
     static struct work w;
-    long steps = argc > 1 ? atol(argv[1]) : -1; /* good steps to do; -1: for ever */
+    uint64_t batches = argc > 1 ? (uint64_t)atol(argv[1]) : UINT64_MAX; /* for ever */
     setvbuf(stdout, NULL, _IOLBF, 0);
     if (join(&w) != MUSTER_OK || prepare(&w) != 0)
         return fail();
 
     uint32_t epoch = 0;
-    for (long good = 0; good != steps;) {
+    for (uint64_t batch = 0; batch < batches;) {
         muster_view view;
         if (muster_group_wait_ready(w.group, 60000000) != MUSTER_OK || muster_group_view(w.group, &view) != MUSTER_OK)
             return fail();
-        if (view.epoch != epoch)
-            printf("epoch %u: %d ranks are here, %ld good steps so far\n", view.epoch, view.active, good);
+        if (view.epoch != epoch) {
+            batch = view.progress_least; /* what others have yet to do is done again here as well */
+            printf("epoch %u: %d ranks are here, %llu good steps so far\n", view.epoch, view.active,
+                   (unsigned long long)batch);
+        }
         epoch = view.epoch;
         route(&w, &view);
+        make_batch(&w, batch);
         if (!step(&w))
             continue;
         if (!right(&w))
             return 1;
-        good++;
+        batch++;
         usleep(1000);
     }
     muster_ep_destroy(w.ep);

@@ -62,7 +62,11 @@ typedef enum muster_reason {
 /* What a step came to. */
 typedef struct muster_verdict {
     uint64_t step; /* counted from 1 over the life of the handle */
-    muster_status status; /* MUSTER_OK: every result of the step is exact for `mask`; otherwise the step is void */
+    /*
+     * MUSTER_OK: every result of the step on this rank is exact for `mask`; otherwise the step is void here. Ranks may differ
+     * in that: see muster_view.progress_least.
+     */
+    muster_status status;
     muster_reason reason;
     muster_phase phase;
     int32_t peer; /* the rank that was waited for, or -1 */
@@ -157,8 +161,9 @@ typedef struct muster_group_config {
 MUSTER_API muster_status muster_group_create(const muster_group_config *config, muster_group **group);
 
 /*
- * Leaves in good order: the others go on without this rank and count no fault. Waits for this rank's own kernels and
- * for nobody else; bounded by operation_timeout_us. Afterwards only muster_group_destroy may be called.
+ * Leaves in good order: the others go on without this rank and count no fault. Waits until the members of the view have ended
+ * the steps that this rank has ended, so that nobody loses its last one, and then for this rank's own kernels: each at most
+ * operation_timeout_us. Afterwards only muster_group_destroy may be called.
  * CUDA: steps that the stream has not ended yet are called off, and void: to have them, wait for the stream first. Without
  * fault tolerance nothing can be called off, and the caller has to wait for the stream.
  */

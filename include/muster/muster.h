@@ -14,8 +14,15 @@
  *     if (muster_group_create(&config, &group) || muster_ep_create(group, &exchange, &ep))
  *         return fprintf(stderr, "%s\n", muster_last_error()), 1;
  *
- *     while (serving) {
- *         muster_group_wait_ready(group, 1000000); // returns at once unless a view is being agreed
+ *     muster_view view = {0};
+ *     uint32_t epoch = 0;
+ *     for (uint64_t batch = 0; batch < batches;) {
+ *         if (muster_group_wait_ready(group, UINT64_MAX) || muster_group_view(group, &view)) // waits while one is agreed
+ *             return fprintf(stderr, "%s\n", muster_last_error()), 1; // the group has ended for this rank
+ *         if (view.epoch != epoch)
+ *             batch = view.progress_least; // where the slowest rank is: a step may be good here and void there
+ *         epoch = view.epoch;
+ *         load_batch(batch);
  *         muster_step_begin(group, NULL);
  *         for (int layer = 0; layer < layers; layer++) {
  *             muster_ep_dispatch(ep, &dispatch[layer], NULL); // hidden, topk_slots, topk_weights -> rows by expert
@@ -26,9 +33,8 @@
  *
  *         muster_verdict verdict;
  *         muster_step_verdict(group, &verdict);
- *         if (verdict.status != MUSTER_OK)
- *             continue; // a rank died: nothing of this step counts; the next one runs on the survivors
- *         use_results();
+ *         if (verdict.status == MUSTER_OK)
+ *             use_results(batch++); // otherwise a rank died: nothing counts, and the batch is run again on the survivors
  *     }
  *     muster_ep_destroy(ep);
  *     muster_group_destroy(group);
