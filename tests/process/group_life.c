@@ -2,10 +2,12 @@
 /*
  * A rank that creates its group LIVES times, runs STEPS batches each time, and leaves: for the tests of a group's life. Each
  * life says how many ranks it began with, and how many of its steps were void. group_life LIVES STEPS [PAUSE-MS]
- * MUSTER_TEST_MIN_RANKS: the group's min_ranks. MUSTER_TEST_DEADLINE_MS: its operation timeout.
+ * MUSTER_TEST_MIN_RANKS: the group's min_ranks. MUSTER_TEST_DEADLINE_MS: its operation timeout. MUSTER_TEST_COMPUTE_MS: how
+ * long rank 0 computes in each step, while the others wait for it.
  */
 #include <stdio.h>
 #include <stdlib.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "lib/party.h"
@@ -37,6 +39,28 @@ static muster_status create(int ranks, muster_group **group, muster_ep **ep)
     return status == MUSTER_OK ? muster_ep_create(*group, &exchange, ep) : status;
 }
 
+/* Time of this thread alone: a process that is stopped meanwhile has as much left to do afterwards. */
+static void compute(unsigned long ms)
+{
+    struct timespec now, start;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &start);
+    do
+        clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    while ((unsigned long)(now.tv_sec - start.tv_sec) * 1000 + (unsigned long)(now.tv_nsec / 1000000) <
+           ms + (unsigned long)(start.tv_nsec / 1000000));
+}
+
+/* Dispatch, experts, combine; what fails of it the verdict tells. */
+static void exchange(muster_group *group, struct party *p, muster_ep *ep)
+{
+    if (party_dispatch(p, ep) != MUSTER_OK)
+        return;
+    if (muster_group_rank(group) == 0)
+        compute(setting("MUSTER_TEST_COMPUTE_MS", 0));
+    party_experts(p);
+    party_combine(p, ep);
+}
+
 /* One batch, whose inputs depend on its number and on who is here. */
 static int run_batch(muster_group *group, muster_ep *ep, const muster_view *view, uint64_t batch, int *voids)
 {
@@ -44,7 +68,7 @@ static int run_batch(muster_group *group, muster_ep *ep, const muster_view *view
     struct party *p = party_open(world, muster_group_rank(group));
     muster_verdict verdict;
     muster_step_begin(group, NULL);
-    party_exchange(p, ep);
+    exchange(group, p, ep);
     muster_step_end(group, NULL);
     int failed = muster_step_verdict(group, &verdict) != MUSTER_OK;
     int good = !failed && verdict.status == MUSTER_OK;

@@ -89,18 +89,22 @@ test_too_few_are_left_and_all_come_again() {
     says_not out 'wrong'
 }
 
-# A paused container, a suspended machine: nobody runs, and nobody is to blame. The deadline is shorter than the pause.
+# A paused container, a suspended machine: nobody runs, and nobody is to blame, though one rank computes and all others have
+# waited for it past their deadline.
 test_a_pause_of_the_whole_job_costs_nobody() {
-    local i
-    MUSTER_TEST_DEADLINE_MS=400 background -n 4 "$life" 1 1000000 1
+    local i all
+    MUSTER_TEST_DEADLINE_MS=2000 MUSTER_TEST_COMPUTE_MS=300 background -n 4 "$life" 1 1000000
     await 4 'epoch 1: 4 ranks' || return
-    for i in 1 2 3 4 5; do
-        sleep 0.1$i
-        kill -STOP -- -"$job"
-        sleep 1
-        kill -CONT -- -"$job"
+    all="$job $(ranks 4 | tr '\n' ' ')"
+    for i in 1 2 3; do
+        sleep 0.${i}7
+        # shellcheck disable=SC2086
+        kill -STOP $all
+        sleep 2.5
+        # shellcheck disable=SC2086
+        kill -CONT $all
     done
-    sleep 0.3
+    sleep 1
     kill -TERM "$job"
     ends 143
     says_not out ': [123] ranks'
