@@ -39,8 +39,8 @@ static void group_init(struct sim_rank *rank, uint64_t bytes)
     g->step.kernel.rank = rank->rank;
     g->step.kernel.ranks = sim.ranks;
     g->step.kernel.peers = g->step.peers;
-    atomic_store(&g->control.operation_timeout_ns, 300 * SIM_US);
-    atomic_store(&g->control.step_timeout_ns, 1500 * SIM_US);
+    atomic_store(&g->control.operation_timeout_ns, sim.operation_timeout_ns);
+    atomic_store(&g->control.step_timeout_ns, sim.step_timeout_ns);
     g->control.spin = 3;
 }
 
@@ -82,6 +82,13 @@ void control_kill(struct sim_rank *rank)
     sim.deaths++;
 }
 
+/* Nothing of it executes and its peers are unmapped: but for what it has stored before, it is as good as fenced. */
+void control_leave(struct sim_rank *rank)
+{
+    sim_say("rank %d leaves", rank->rank);
+    rank->life = SIM_GONE;
+}
+
 static void agent_take_mail(struct sim_rank *rank)
 {
     struct group_mail mail = rank->group.mail;
@@ -95,8 +102,22 @@ static void agent_take_mail(struct sim_rank *rank)
             control_kill(&sim.rank[r]);
 }
 
+static bool flags_have_come(const struct watchdog_operation *o)
+{
+    for (int r = mask_next(o->mask, 0); r >= 0; r = mask_next(o->mask, r + 1))
+        if (atomic_load(o->child->flag(o->child, o->phase, r)) < o->stamp)
+            return false;
+    return true;
+}
+
 static void agent_raise(struct sim_rank *rank)
 {
+    const struct kernel_control *control = &rank->group.control;
+    bool waits = atomic_load(&control->waiting_for[0]) != 0;
+    if (waits && flags_have_come(&rank->watched)) {
+        rank->complete = rank->watched.phase;
+        rank->complete_step = rank->group.step.total;
+    }
     atomic_store(&rank->group.begun, 0);
     atomic_store(&rank->group.control.live_epoch, sim.preparing);
     rank->raised = sim.preparing;
@@ -167,7 +188,7 @@ static void prepare(void)
 static void fence_the_dead(void)
 {
     for (int r = 0; r < sim.ranks; r++)
-        if (sim.rank[r].life == SIM_DEAD && !sim_stores_pending(r))
+        if ((sim.rank[r].life == SIM_DEAD || sim.rank[r].life == SIM_GONE) && !sim_stores_pending(r))
             sim.rank[r].life = SIM_FENCED;
 }
 
@@ -326,7 +347,7 @@ void group_remove_child(muster_group *g, struct group_child *child)
 
 void group_watch(muster_group *g, const struct group_child *child, muster_phase phase, uint64_t stamp, muster_mask mask)
 {
-    (void)g;
+    rank_of(g)->watched = (struct watchdog_operation){.child = child, .phase = phase, .stamp = stamp, .mask = mask};
     for (int r = mask_next(mask, 0); r >= 0; r = mask_next(mask, r + 1))
         sim_hash(stamp ^ (uint64_t)(child->flag(child, phase, r) != NULL));
 }

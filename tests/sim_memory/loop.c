@@ -99,8 +99,36 @@ static struct sim_rank *next_rank(void)
     return next;
 }
 
+static void delay(uint64_t *at_ns)
+{
+    *at_ns += *at_ns ? sim.frozen_ns : 0;
+}
+
+/* Clocks go on, and nothing else does: everything that was to happen happens that much later. */
+static void freeze_world(void)
+{
+    sim_say("the world stands still for %llu ms", (unsigned long long)sim.frozen_ns / 1000000);
+    for (int r = 0; r < sim.ranks; r++) {
+        struct sim_rank *rank = &sim.rank[r];
+        uint64_t *times[] = {&rank->next_ns, &rank->stopped_ns, &rank->last_due_ns, &rank->fenced_ns, &rank->tick_ns};
+        for (size_t i = 0; i < sizeof times / sizeof *times; i++)
+            delay(times[i]);
+        delay(&rank->leave_ns);
+        rank->time_stopped += sim.frozen_ns;
+    }
+    sim_delay_stores(sim.frozen_ns);
+    delay(&sim.prepared_ns);
+    delay(&sim.coordinator_ns);
+    sim.faults_end_ns += sim.frozen_ns;
+    sim.end_ns += sim.frozen_ns;
+    sim.now_ns += sim.frozen_ns;
+    sim.freeze_ns = --sim.freezes ? sim.now_ns + 10 * SIM_US : 0;
+}
+
 static void step_world(void)
 {
+    if (sim.freeze_ns && sim.now_ns >= sim.freeze_ns)
+        freeze_world();
     struct sim_rank *rank = next_rank();
     uint64_t rank_ns = rank ? rank_due_ns(rank) : UINT64_MAX;
     uint64_t store_ns = sim_next_store_ns(), control_ns = control_next_ns();
@@ -152,8 +180,33 @@ static void draw_numbers(struct random *dice)
 }
 
 /* A death or a stop comes at a drawn access of a rank: between any two stores. At least one rank stays alive. */
+/*
+ * In a calm world nobody is late by the deadlines, in which time that was frozen does not count: one freeze is longer than they
+ * are, or several are, together.
+ */
+static void draw_freeze(struct random *dice)
+{
+    bool several = random_chance(dice, 500);
+    sim.operation_timeout_ns = (!sim.calm ? 300 : several ? 250000 : 3000) * SIM_US;
+    sim.step_timeout_ns = (!sim.calm ? 1500 : several ? 500000 : 6000) * SIM_US;
+    if (!random_chance(dice, 400))
+        return;
+    sim.freezes = several ? 4 : 1;
+    sim.freeze_ns = 1 + random_below(dice, sim.faults_end_ns);
+    sim.frozen_ns = (60 + random_below(dice, several ? 50 : 200)) * 1000 * SIM_US;
+}
+
 static void draw_faults(struct random *dice)
 {
+    sim.calm = random_chance(dice, 400);
+    draw_freeze(dice);
+    for (int r = 1; r < sim.ranks; r++)
+        if (random_chance(dice, 150))
+            sim.rank[r].leave_ns = 1 + random_below(dice, sim.faults_end_ns);
+    if (sim.calm) {
+        sim.slow = sim.very_slow = sim.aborts = sim.refusals = 0;
+        return;
+    }
     int deaths = random_chance(dice, 600) ? 1 + (int)random_below(dice, (uint64_t)sim.ranks - 1) : 0;
     int first = (int)random_below(dice, (uint64_t)sim.ranks);
     for (int i = 0; i < deaths; i++)

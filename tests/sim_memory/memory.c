@@ -62,6 +62,13 @@ void sim_deliver(void)
     heap_down();
 }
 
+/* The order stays as it is. */
+void sim_delay_stores(uint64_t ns)
+{
+    for (int i = 0; i < sim.stores; i++)
+        sim.store[i].due_ns += ns;
+}
+
 bool sim_stores_pending(int writer)
 {
     for (int i = 0; i < sim.stores; i++)

@@ -546,6 +546,43 @@ static void check_refusal(const muster_verdict *verdict, uint64_t number)
                  (unsigned long long)number, verdict->epoch);
 }
 
+/* In a calm world nobody is late, so nothing is called off for that (X17). A shrinking mask may leave a reader out (X16). */
+static void check_calm(const muster_verdict *verdict)
+{
+    if (sim.calm && verdict->reason == MUSTER_REASON_TIMEOUT)
+        sim_fail("a step timed out on rank %d though nobody was late", verdict->peer);
+}
+
+/* A step that a rank had ended when it left, and whose peers it waited for, is good for them, too. */
+static void check_owed(const struct sim_rank *self, const muster_verdict *verdict, uint64_t number)
+{
+    const struct kernel_step *owed = &self->owed;
+    if (sim.calm && verdict->status != MUSTER_OK && owed->epoch == verdict->epoch && number <= owed->number)
+        sim_fail("step %llu of epoch %u is void, though a rank that had ended it waited before it left",
+                 (unsigned long long)number, verdict->epoch);
+}
+
+/*
+ * M33: whoever leaves has waited until its peers have ended what it has ended; here, in a calm world, in vain for nobody. As
+ * muster_group_leave() does it.
+ */
+static bool leaves(struct sim_rank *self, const muster_verdict *verdict)
+{
+    muster_group *g = &self->group;
+    if (!self->leave_ns || sim.now_ns < self->leave_ns || verdict->status != MUSTER_OK)
+        return false;
+    uint64_t end_ns = sim.now_ns + atomic_load(&g->control.operation_timeout_ns);
+    while (sim.now_ns < end_ns && atomic_load(&g->begun) == g->step.ended.epoch && !step_peers_have_ended(g))
+        sim_pause(1 + random_below(&self->dice, SIM_US));
+    if (atomic_load(&g->begun) != g->step.ended.epoch)
+        return false; /* not now: something else has ended the epoch */
+    for (int r = 0; r < sim.ranks && sim.now_ns < end_ns; r++)
+        if (mask_has(g->step.ended.mask, r))
+            sim.rank[r].owed = g->step.ended;
+    control_leave(self);
+    return true;
+}
+
 static void count_step(struct sim_rank *self, const muster_verdict *verdict)
 {
     bool good = verdict->status == MUSTER_OK;
@@ -581,10 +618,19 @@ static void run_step(struct sim_rank *self)
                 check_combined(&pairs[i], &buffers[i], self->rank);
     if (verdict.status == MUSTER_OK && done == count)
         note_whole(self, verdict.epoch, step->number);
+    if (done == count && count > 0 && verdict.reason == MUSTER_REASON_EPOCH)
+        sim_fail("a step is void of which every operation has succeeded"); /* X12 */
+    if (self->complete_step == verdict.step && verdict.reason == MUSTER_REASON_EPOCH && verdict.phase == self->complete)
+        sim_fail("a wait was called off by an epoch that came after the last flag"); /* X1 */
     check_refusal(&verdict, step->number);
+    check_calm(&verdict);
+    check_owed(self, &verdict, step->number);
     sim_say("step %llu of epoch %u: %s, %d of %d pairs", (unsigned long long)step->number, verdict.epoch,
             muster_status_name(verdict.status), done, count);
     count_step(self, &verdict);
+    if (leaves(self, &verdict))
+        for (;;)
+            sim_pause(SIM_US);
 }
 
 void program_run(struct sim_rank *self)

@@ -40,7 +40,8 @@ struct sim_store {
     unsigned char data[SIM_STORE_BYTES];
 };
 
-enum sim_life { SIM_RUNS, SIM_DEAD, SIM_FENCED };
+/* Gone: it has left; what it stored last may still arrive, and then it is fenced. */
+enum sim_life { SIM_RUNS, SIM_GONE, SIM_DEAD, SIM_FENCED };
 
 struct sim_rank {
     int rank;
@@ -60,6 +61,7 @@ struct sim_rank {
     uint64_t time_stopped; /* in all */
     uint64_t die_at; /* access after which it dies; 0 = never */
     uint64_t stop_at; /* access after which it stops */
+    uint64_t leave_ns; /* after which it leaves, when a step has been good; 0 = never */
     uint64_t accesses;
     uint64_t last_due_ns; /* of its stores: a release may not come before */
     uint64_t fenced_ns; /* no further store may come before */
@@ -71,6 +73,11 @@ struct sim_rank {
 
     uint32_t whole_epoch; /* of `whole` */
     uint64_t whole; /* steps of that epoch, from the first, that were good here with every operation done */
+
+    struct watchdog_operation watched; /* the last wait */
+    muster_phase complete; /* of the wait whose flags had all come when the epoch was raised, in step `complete_step` */
+    uint64_t complete_step;
+    struct kernel_step owed; /* the last step of a peer that has left: it is good here, or should be */
 
     uint32_t good_epoch; /* of the steps counted by `good` */
     int good; /* good steps after the faults, in one epoch */
@@ -95,6 +102,10 @@ struct sim {
     unsigned yields; /* permille of accesses after which another rank may go on */
     unsigned aborts; /* permille of agents' ticks that end the epoch for no reason */
     unsigned refusals; /* permille of operations that a caller leaves out */
+    uint64_t freeze_ns, frozen_ns; /* when the whole world stops next, and for how long; 0 = it does not */
+    int freezes; /* how often, soon one after the other */
+    bool calm; /* nothing else goes wrong: no step may be void for want of time, nor for somebody's leaving */
+    uint64_t operation_timeout_ns, step_timeout_ns;
     uint64_t faults_end_ns; /* no fault begins after this */
     uint64_t end_ns; /* and by then everything has been shown to work */
     uint64_t first_sequence;
@@ -126,10 +137,12 @@ void sim_hash(uint64_t value);
 uint64_t sim_next_store_ns(void);
 void sim_deliver(void);
 bool sim_stores_pending(int writer);
+void sim_delay_stores(uint64_t ns);
 
 /* control.c */
 void control_init(void);
 void control_kill(struct sim_rank *rank);
+void control_leave(struct sim_rank *rank);
 uint64_t control_next_ns(void);
 void control_run(void);
 

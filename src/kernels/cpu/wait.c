@@ -201,13 +201,22 @@ static void wait_pause(uint32_t spin, uint64_t n)
     wait_sleep(ns < LONGEST_SLEEP_NS ? ns : LONGEST_SLEEP_NS);
 }
 
+/* What was raised before the epoch moved counts, so the flags are read once more after that was seen. */
+static bool wait_called_off(struct wait *w)
+{
+    const struct kernel_step *step = w->step;
+    if (atomic_load_explicit(&step->control->live_epoch, memory_order_acquire) == step->epoch || wait_arrived(w))
+        return false;
+    return !wait_epoch_lives(step, w->phase);
+}
+
 static bool wait_loop(struct wait *w)
 {
     uint32_t spin = w->step->control->spin;
     for (uint64_t n = 0;; n++) {
-        if (wait_arrived(w)) /* an epoch that has ended since takes nothing away from what has come */
+        if (wait_arrived(w))
             return true;
-        if (!wait_epoch_lives(w->step, w->phase))
+        if (wait_called_off(w))
             return false;
         if ((n >= spin || n % POLLS_PER_LOOK == POLLS_PER_LOOK - 1) && !wait_look(w))
             return false;
