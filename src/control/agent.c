@@ -316,7 +316,8 @@ static void agent_record(muster_group *g, int rank, const struct store_event *e)
     struct record record;
     if (e->gone || wire_get_record(e->value, e->value_bytes, &record) != 0)
         return;
-    if (record.state == RECORD_LEFT) { /* the store deletes it a moment later, but what follows from this may not wait */
+    if (record.state ==
+        RECORD_LEFT) { /* the store deletes it a moment later, but what follows from this may not wait */
         pthread_mutex_lock(&g->lock);
         group_drop_rank(g, rank);
         pthread_mutex_unlock(&g->lock);
@@ -442,8 +443,9 @@ static void agent_report_overdue(muster_group *g, uint32_t epoch, muster_mask ov
     g->overdue_epoch = epoch;
     g->overdue = overdue;
     bool blames = !agent_was_paused(g);
-    agent_event(g, (struct member_event){
-                       .type = blames ? MEMBER_OVERDUE : MEMBER_FAILED, .epoch = epoch, .mask = overdue});
+    agent_event(g, (struct member_event){.type = blames ? MEMBER_OVERDUE : MEMBER_FAILED,
+                                         .epoch = epoch,
+                                         .mask = overdue});
 }
 
 static void agent_put(muster_group *g, struct group_put *put)

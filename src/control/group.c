@@ -337,7 +337,8 @@ static void group_await_peers(muster_group *g)
 {
     uint32_t epoch = atomic_load(&g->begun);
     uint64_t end_ns = clock_ns() + g->config.operation_timeout_us * GROUP_NS_PER_US;
-    for (useconds_t nap_us = 20; clock_ns() < end_ns && epoch && atomic_load(&g->begun) == epoch; nap_us += nap_us / 4) {
+    for (useconds_t nap_us = 20; clock_ns() < end_ns && epoch && atomic_load(&g->begun) == epoch;
+         nap_us += nap_us / 4) {
         if (group_peers_have_ended(g, epoch))
             return;
         usleep(nap_us < 1000 ? nap_us : 1000);

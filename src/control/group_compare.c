@@ -217,8 +217,8 @@ static muster_status compare_explain_without(const muster_group *g, const char *
         if (set->rank != rank || !fields_value(set->fields, "offset", strlen("offset"), offset, sizeof offset) ||
             strstr(set->fields, DESTROYED) || used + 64 > sizeof held)
             continue;
-        used +=
-            (size_t)snprintf(held + used, sizeof held - used, "%s%s (offset %s)", used ? ", " : "", set->object, offset);
+        used += (size_t)snprintf(held + used, sizeof held - used, "%s%s (offset %s)", used ? ", " : "", set->object,
+                                 offset);
     }
     return error_set(MUSTER_ERR_MISMATCH,
                      "%s: rank %d created and destroyed it before this rank joined, and has %s now; a rank that joins "

@@ -80,7 +80,8 @@ struct member_event {
     enum member_event_type type;
     uint64_t now_ns;
     muster_mask waiting; /* in every event: the peers that the running kernel here waits for at this moment */
-    uint64_t paused_ns; /* in every event: how long the driver has just not run (stopped, frozen), as far as it can tell */
+    uint64_t
+        paused_ns; /* in every event: how long the driver has just not run (stopped, frozen), as far as it can tell */
     bool ok;
     int32_t rank;
     uint32_t incarnation;

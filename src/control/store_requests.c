@@ -223,9 +223,9 @@ typedef void handler(struct store_server *server, struct connection *c, const st
                      struct socket_message *message);
 
 static handler *const handlers[WIRE_TYPES] = {
-    [WIRE_GET] = handle_get,     [WIRE_PUT] = handle_write,   [WIRE_SWAP] = handle_write,
-    [WIRE_AGAIN] = handle_again, [WIRE_LEAVE] = handle_leave, [WIRE_FENCE] = handle_fence,
-    [WIRE_SHARE] = handle_share, [WIRE_ASK] = handle_ask,     [WIRE_PING] = handle_ping,
+    [WIRE_GET] = handle_get,       [WIRE_PUT] = handle_write,   [WIRE_SWAP] = handle_write,
+    [WIRE_AGAIN] = handle_again,   [WIRE_LEAVE] = handle_leave, [WIRE_FENCE] = handle_fence,
+    [WIRE_SHARE] = handle_share,   [WIRE_ASK] = handle_ask,     [WIRE_PING] = handle_ping,
     [WIRE_REMOVE] = handle_remove,
 };
 

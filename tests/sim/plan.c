@@ -45,8 +45,8 @@ static const unsigned plan_weight[SIM_PLANNED_KINDS] = {
     [SIM_CRASH] = 20,     [SIM_CRASH_SEVERAL] = 6, [SIM_STOP] = 8,         [SIM_PAUSE] = 14,    [SIM_HANG] = 5,
     [SIM_DISCONNECT] = 5, [SIM_UNKILLABLE] = 1,    [SIM_RESPAWN] = 30,     [SIM_LEAVE] = 8,     [SIM_OVERDUE] = 8,
     [SIM_FAILED] = 6,     [SIM_REFUSE] = 6,        [SIM_SLOW_LOAD] = 6,    [SIM_LATE_LOAD] = 4, [SIM_CRASH_AT] = 16,
-    [SIM_STOP_AT] = 8,    [SIM_PAUSE_AT] = 10,     [SIM_CRASH_JOINER] = 5, [SIM_RESTART] = 1,
-    [SIM_VANISH] = 6,     [SIM_FREEZE] = 10,
+    [SIM_STOP_AT] = 8,    [SIM_PAUSE_AT] = 10,     [SIM_CRASH_JOINER] = 5, [SIM_RESTART] = 1,   [SIM_VANISH] = 6,
+    [SIM_FREEZE] = 10,
 };
 
 static enum fault_kind plan_draw_kind(struct random *random, const bool *enabled)

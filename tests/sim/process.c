@@ -219,8 +219,7 @@ static void process_ready(struct world *w, struct process *p)
         return;
     check_ready(w, p, p->installed_epoch);
     process_tell(w, p,
-                 (struct member_event){
-                     .type = MEMBER_READY, .epoch = p->installed_epoch, .progress = p->progress});
+                 (struct member_event){.type = MEMBER_READY, .epoch = p->installed_epoch, .progress = p->progress});
 }
 
 static void process_loaded(struct world *w, struct process *p, uint32_t epoch)

@@ -164,8 +164,8 @@ static void newcomer_with_another_history(struct cluster_rank *self)
         muster_status status = create(self, &ep);
         expect(status == MUSTER_ERR_MISMATCH, "a newcomer's first exchange gave %s", muster_status_name(status));
         expect(!ep, "there is an exchange");
-        expect(strstr(muster_last_error(), "ep0") && strstr(muster_last_error(), "ep1 (offset "), "\"%s\" does not say it",
-               muster_last_error());
+        expect(strstr(muster_last_error(), "ep0") && strstr(muster_last_error(), "ep1 (offset "),
+               "\"%s\" does not say it", muster_last_error());
         expect(clock_ns() - start_ns < UINT64_C(10000000000), "it waited out the start timeout");
     }
     cluster_barrier(self);
