@@ -21,6 +21,10 @@ extern "C" {
 /*
  * An exchange: dispatch and combine over one set of buffers. One thread at a time, one outstanding pair.
  *
+ * A call that is refused (ARGUMENT, UNSUPPORTED, ORDER) touches nothing. In an open step its operation is missing, on this
+ * rank and for its peers: the step is void, with MUSTER_REASON_ARGUMENT and the operation's phase, and what follows in it
+ * returns VOID. Not where this exchange's dispatch has opened the step, which stays open for the right call.
+ *
  * With a device (see group.h) dispatch, combine, their halves and muster_ep_set_mask() only enqueue, and may be
  * captured in a graph. When the call is made: handles, sizes, shapes, types, devices, strides, overlaps, the order of
  * calls. When the stream comes to it: every value in device memory, and everything about peers; of that the step's

@@ -57,6 +57,7 @@ typedef enum muster_reason {
     MUSTER_REASON_UNREAD = 6, /* the verdict of an earlier void step had not been read */
     MUSTER_REASON_ABORT = 7, /* muster_group_abort */
     MUSTER_REASON_LEFT_OUT = 8, /* masked mode: a peer went on without this rank, which was still reading its results */
+    MUSTER_REASON_ARGUMENT = 9, /* an operation of the step was refused: its call says why, `phase` which it was */
 } muster_reason;
 
 /* What a step came to. */
@@ -141,7 +142,8 @@ typedef struct muster_group_config {
  * Who decides. Whether a step may begin, for which epoch and mask, and how it ended, is decided on the device when the
  * stream comes to it. So calls find wrong arguments and calls out of order, and what a kernel finds (a bad id, a peer
  * that does not come, an epoch that has ended) is told by the verdict alone. A caller goes through the same calls in
- * either case: in a void step operations do nothing, and a pair that was begun still has to be ended.
+ * either case: in a void step operations do nothing, and a pair that was begun still has to be ended. Only where a call
+ * was refused do the calls know: those that follow in the step return VOID, and the step is ended next.
  *
  * Graphs. Calls that take a stream may be captured; other calls of this thread are made outside of capture. Every rank
  * captures the same operations in the same order, between whole pairs and steps. Token counts and addresses are frozen,
@@ -210,8 +212,8 @@ MUSTER_API muster_status muster_group_set_progress(muster_group *group, uint64_t
 MUSTER_API muster_status muster_group_abort(muster_group *group);
 
 /*
- * Opens a step on this rank. A step is good or void as a whole. Every active rank opens the same steps in the same
- * order. Does not block. `stream` must be NULL on the CPU backend. Where no step can be good now (a view is being
+ * Opens a step on this rank. A step is good or void as a whole: one in which a call was refused (ARGUMENT, UNSUPPORTED,
+ * ORDER) is void too, with MUSTER_REASON_ARGUMENT. Every active rank opens the same steps in the same order. Does not block. `stream` must be NULL on the CPU backend. Where no step can be good now (a view is being
  * agreed, an unread verdict) the step opens void and says so in its verdict; use muster_group_wait_ready() to wait
  * instead.
  * CUDA: enqueued; the step takes the view that is in force when the stream comes to it. After an unread void verdict
@@ -222,7 +224,7 @@ MUSTER_API muster_status muster_step_begin(muster_group *group, void *stream);
 /*
  * Closes the step and queues its verdict. Does not block. CUDA: enqueued; the verdict is there when the stream has come
  * to it, and covers all that was enqueued before. Errors: ORDER (no step is open; an exchange is half done: on CUDA
- * also in a void step).
+ * also in a void step, unless a call of it was refused), after which the step is open as before.
  */
 MUSTER_API muster_status muster_step_end(muster_group *group, void *stream);
 

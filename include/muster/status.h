@@ -15,17 +15,18 @@ extern "C" {
 
 /*
  * 0 is success, every error is negative, and the values never change. They are grouped by what is broken, from the
- * smallest to the largest: after an argument or order error nothing has changed and the caller may go on; after a peer
- * error the step is void and the group goes on; after a group error this handle only serves to be destroyed.
+ * smallest to the largest: after an argument or order error nothing was touched and the caller may go on, but a step that
+ * is open lacks the operation that was refused, and is void; after a peer error the step is void and the group goes on;
+ * after a group error this handle only serves to be destroyed.
  */
 typedef enum muster_status {
     MUSTER_OK = 0,
 
-    /* The argument: nothing was touched. */
+    /* The argument: nothing was touched. An operation that was refused within a step makes that step void. */
     MUSTER_ERR_ARGUMENT = -1, /* a value out of range, a wrong shape or type, overlapping memory */
     MUSTER_ERR_UNSUPPORTED = -2, /* a valid request that this build or backend does not serve */
 
-    /* The order of calls: nothing was touched. */
+    /* The order of calls: nothing was touched. Within a step as above. */
     MUSTER_ERR_ORDER = -10, /* this call is not allowed now: for example combine without a dispatch */
     MUSTER_ERR_VOID = -11, /* the step is void: the operation did nothing */
     MUSTER_ERR_AGAIN = -12, /* not yet: for example no verdict is queued, or a view is being agreed */

@@ -75,8 +75,16 @@ muster_status group_kernel_exit(muster_group *g, muster_phase phase);
 void group_watch(muster_group *g, const struct group_child *child, muster_phase phase, uint64_t stamp,
                  muster_mask mask);
 
-/* Marks the open step void (bad value in an input); detail = token << 32 | k. */
-void group_step_fail(muster_group *g, muster_reason reason, muster_phase phase, int32_t peer, uint64_t detail);
+/*
+ * Makes the open step void, unless it is already, for a reason that this rank's own call has found. With a device that is
+ * kept here until the step ends: the call that ends it tells the device.
+ */
+void group_step_fail(muster_group *g, muster_reason reason, muster_phase phase);
+/* Whether that was done in the step that is open. */
+bool group_step_has_failed(const muster_group *g);
+
+/* The step that is open, counted by calls over the life of the handle; 0: none is. */
+uint64_t group_step_total(const muster_group *g);
 
 /* Asks for a same-mask epoch because this one's sequence numbers run out. The step that runs stays good. */
 void group_epoch_used_up(muster_group *g);

@@ -51,10 +51,13 @@ struct group_mail {
 /* The open step; only the caller's thread touches it. */
 struct group_step_state {
     bool open;
-    uint64_t total; /* steps begun over the life of the handle */
+    uint64_t
+        total; /* steps begun over the life of the handle; with a device: by calls, of which a graph may run more */
     uint32_t last_epoch; /* of the last step that was not void from the start */
     uint64_t next_number; /* in last_epoch */
     uint64_t begun_ns;
+    muster_reason failed; /* group_step_fail() was called, and with which phase */
+    muster_phase failed_phase;
     struct kernel_step kernel;
     struct kernel_step ended; /* the last one that has told its peers that it is over; epoch 0: none has */
     unsigned char *peers[MUSTER_MAX_RANKS];
@@ -153,6 +156,7 @@ void step_report(muster_group *g, uint64_t failure, muster_mask overdue);
 bool step_busy(muster_group *g); /* an exchange is half done */
 /* Whether every member has ended the last step that this rank has told of its end, or there is none. */
 bool step_peers_have_ended(const muster_group *g);
+void step_open(muster_group *g); /* the caller's own count and marks, for a step that begins */
 
 /* agent.c */
 muster_status agent_start(muster_group *g);

@@ -112,6 +112,13 @@ static void step_open_void(muster_group *g, muster_reason reason)
     failure_record(&g->control, failure_pack(reason, MUSTER_PHASE_STEP, -1, atomic_load(&g->control.live_epoch)));
 }
 
+void step_open(muster_group *g)
+{
+    g->step.open = true;
+    g->step.total++;
+    g->step.failed = MUSTER_REASON_NONE;
+}
+
 static void step_start(muster_group *g)
 {
     uint32_t epoch = atomic_load(&g->begun);
@@ -138,8 +145,7 @@ muster_status muster_step_begin(muster_group *g, void *stream)
                          GROUP_VERDICTS);
     atomic_store(&g->control.failure, 0);
     atomic_store(&g->control.failure_detail, 0);
-    g->step.open = true;
-    g->step.total++;
+    step_open(g);
     g->step.begun_ns = clock_ns();
     atomic_store(&g->step_open, true);
     step_start(g);
@@ -156,7 +162,8 @@ muster_status step_failure_status(uint64_t failure)
     case MUSTER_REASON_EPOCH:
     case MUSTER_REASON_REFUSED:
     case MUSTER_REASON_LEFT_OUT: return MUSTER_ERR_PEER;
-    case MUSTER_REASON_VALUE: return MUSTER_ERR_ARGUMENT;
+    case MUSTER_REASON_VALUE:
+    case MUSTER_REASON_ARGUMENT: return MUSTER_ERR_ARGUMENT;
     default: return MUSTER_ERR_VOID;
     }
 }
@@ -260,7 +267,7 @@ muster_status muster_step_verdict(muster_group *g, muster_verdict *verdict)
 
 static const char *step_phase_name(muster_phase phase)
 {
-    static const char *const names[] = {"no phase", "dispatch", "combine", "step"};
+    static const char *const names[] = {"an operation", "dispatch", "combine", "step"};
     return names[phase];
 }
 
@@ -304,6 +311,8 @@ static muster_status step_explain(uint64_t failure)
                                     "%s: rank %d sent a row that does not fit this exchange in epoch "
                                     "%u; the step is void",
                                     phase, peer, epoch);
+    case MUSTER_REASON_ARGUMENT:
+        return error_set(status, "%s was refused before, and the step is void: end it, and read its verdict", phase);
     default: return error_set(status, "%s: the step is void", phase);
     }
 }
@@ -361,12 +370,29 @@ muster_status group_kernel_exit(muster_group *g, muster_phase phase)
     return step_explain(failure);
 }
 
-void group_step_fail(muster_group *g, muster_reason reason, muster_phase phase, int32_t peer, uint64_t detail)
+void group_step_fail(muster_group *g, muster_reason reason, muster_phase phase)
 {
-    atomic_store(&g->control.failure_detail, detail);
-    uint64_t failure = failure_pack(reason, phase, peer, g->step.kernel.epoch);
+    if (g->step.failed != MUSTER_REASON_NONE)
+        return;
+    if (!g->device && atomic_load(&g->control.failure))
+        return;
+    g->step.failed = reason;
+    g->step.failed_phase = phase;
+    if (g->device)
+        return;
+    uint64_t failure = failure_pack(reason, phase, -1, g->step.kernel.epoch);
     failure_record(&g->control, failure);
     step_report(g, failure, step_overdue(g));
+}
+
+bool group_step_has_failed(const muster_group *g)
+{
+    return g->step.open && g->step.failed != MUSTER_REASON_NONE;
+}
+
+uint64_t group_step_total(const muster_group *g)
+{
+    return g->step.open ? g->step.total : 0;
 }
 
 void group_epoch_used_up(muster_group *g)

@@ -24,7 +24,10 @@ bool group_step_is_open(const muster_group *g)
 
 void group_step_mark(muster_group *g, bool open)
 {
-    g->step.open = open;
+    if (open)
+        step_open(g);
+    else
+        g->step.open = false;
 }
 
 muster_status step_device_begin(muster_group *g, void *stream)
@@ -32,7 +35,8 @@ muster_status step_device_begin(muster_group *g, void *stream)
     if (g->step.open)
         return error_set(MUSTER_ERR_ORDER, "muster_step_begin: a step is still open; end it first");
     muster_status status = g->device_ops->step_begin(g->device, stream);
-    g->step.open = status == MUSTER_OK;
+    if (status == MUSTER_OK)
+        step_open(g);
     return status;
 }
 
@@ -40,10 +44,12 @@ muster_status step_device_end(muster_group *g, void *stream)
 {
     if (!g->step.open)
         return error_set(MUSTER_ERR_ORDER, "muster_step_end: no step is open");
-    if (step_busy(g))
+    bool failed = group_step_has_failed(g);
+    if (!failed && step_busy(g))
         return error_set(MUSTER_ERR_ORDER, "muster_step_end: an exchange is half done; call its combine first");
     g->step.open = false;
-    return g->device_ops->step_end(g->device, stream);
+    return g->device_ops->step_end(g->device, failed ? g->step.failed : MUSTER_REASON_NONE, g->step.failed_phase,
+                                   stream);
 }
 
 /*

@@ -37,10 +37,15 @@ static const _Atomic uint64_t *ep_flag(const struct group_child *child, muster_p
     return &((const struct exchange_line *)(const void *)(ep->region + line))[peer].flag;
 }
 
+static bool ep_in_open_step(const struct muster_ep *ep)
+{
+    return ep->device ? ep_device_in_open_step(ep) : ep_host_in_open_step(ep);
+}
+
 static bool ep_busy(const struct group_child *child)
 {
     const struct muster_ep *ep = (const struct muster_ep *)(const void *)child;
-    return ep->state != EP_IDLE && (ep->device || ep_host_in_open_step(ep));
+    return ep->state != EP_IDLE && ep_in_open_step(ep);
 }
 
 static muster_status ep_agree(muster_group *group, const muster_ep_config *config, struct group_object *object)
@@ -137,9 +142,9 @@ void muster_ep_destroy(muster_ep *ep)
 {
     if (!ep)
         return;
-    if (!ep->device && ep_busy(&ep->child)) {
-        group_step_fail(ep->group, MUSTER_REASON_ABORT, MUSTER_PHASE_COMBINE, -1, 0); /* it will never combine */
-        if (ep->own_step)
+    if (ep_busy(&ep->child)) {
+        group_step_fail(ep->group, MUSTER_REASON_ABORT, MUSTER_PHASE_COMBINE); /* it will never combine */
+        if (ep->own_step && !ep->device) /* which stream a device's step would end on is not known here */
             muster_step_end(ep->group, NULL);
     }
     group_remove_child(ep->group, &ep->child);
@@ -158,18 +163,24 @@ static muster_status ep_check_handle(const struct muster_ep *ep, const char *cal
 {
     if (!ep)
         return error_set(MUSTER_ERR_ARGUMENT, "%s: ep must not be NULL", call);
-    if (stream && !ep->device)
+    muster_status status = group_check(ep->group);
+    if (status == MUSTER_OK && stream && !ep->device)
         return error_set(MUSTER_ERR_ARGUMENT, "%s: stream must be NULL on the CPU backend", call);
-    return group_check(ep->group);
+    return status;
 }
 
-static muster_status ep_begin_call(struct muster_ep *ep, const char *call, const void *stream, enum ep_state wanted)
+static bool ep_settle(struct muster_ep *ep, void *stream)
+{
+    return ep->device ? ep_device_settle(ep, stream) : ep_host_settle(ep);
+}
+
+static muster_status ep_begin_call(struct muster_ep *ep, const char *call, void *stream, enum ep_state wanted)
 {
     muster_status status = ep_check_handle(ep, call, stream);
     if (status != MUSTER_OK)
         return status;
-    bool died = !ep->device && ep_host_settle(ep);
-    if (ep->state == wanted)
+    bool died = ep_settle(ep, stream);
+    if (ep->state == wanted && !group_step_has_failed(ep->group))
         return MUSTER_OK;
     if (died)
         return error_set(MUSTER_ERR_VOID,
@@ -179,23 +190,53 @@ static muster_status ep_begin_call(struct muster_ep *ep, const char *call, const
     return error_set(MUSTER_ERR_ORDER, "%s: not allowed now: %s", call, ep_state_names[ep->state]);
 }
 
+/* Of what a call returns: its operation did not begin. */
+static bool ep_is_refusal(const struct muster_ep *ep, muster_status status)
+{
+    switch (status) {
+    case MUSTER_ERR_ARGUMENT: /* on the host of values, too: those have made the step void already */
+    case MUSTER_ERR_UNSUPPORTED:
+    case MUSTER_ERR_ORDER: return true;
+    case MUSTER_ERR_SYSTEM:
+    case MUSTER_ERR_MEMORY: return ep->device; /* the launch */
+    default: return false;
+    }
+}
+
+/*
+ * X18: what was refused is missing from the open step, which is void for that. A step that this exchange's own dispatch has
+ * opened is not: it ends with the right combine alone.
+ */
+static muster_status ep_end_call(struct muster_ep *ep, muster_phase phase, muster_status status)
+{
+    if (!ep || !ep_is_refusal(ep, status) || !group_step_is_open(ep->group))
+        return status;
+    if (!ep->own_step || !ep_in_open_step(ep))
+        group_step_fail(ep->group, MUSTER_REASON_ARGUMENT, phase);
+    return status;
+}
+
 /* --------------------------------------------------------------------------------------------------------- the mask */
 
-muster_status muster_ep_set_mask(muster_ep *ep, muster_mask mask, void *stream)
+static muster_status ep_set_mask(struct muster_ep *ep, muster_mask mask, void *stream)
 {
     muster_status status = ep_check_handle(ep, "muster_ep_set_mask", stream);
     if (status != MUSTER_OK)
         return status;
     if (!ep->shape.masked)
         return error_set(MUSTER_ERR_ORDER, "muster_ep_set_mask: the exchange was created with masked = 0");
-    if (!ep->device)
-        ep_host_settle(ep);
+    ep_settle(ep, stream);
     if (ep->state != EP_IDLE)
         return error_set(MUSTER_ERR_ORDER, "muster_ep_set_mask: not allowed now: %s", ep_state_names[ep->state]);
     int own = muster_group_rank(ep->group);
     if (!mask_has(mask, own))
         return error_set(MUSTER_ERR_ARGUMENT, "muster_ep_set_mask: mask must hold this rank (%d)", own);
     return ep->device ? ep->device_ops->exchange_mask(ep->device, mask, stream) : ep_host_set_mask(ep, mask);
+}
+
+muster_status muster_ep_set_mask(muster_ep *ep, muster_mask mask, void *stream)
+{
+    return ep_end_call(ep, MUSTER_PHASE_NONE, ep_set_mask(ep, mask, stream));
 }
 
 /* --------------------------------------------------------------------------------------------------------- dispatch */
@@ -229,7 +270,7 @@ muster_status muster_ep_dispatch_send(muster_ep *ep, const muster_ep_dispatch_ar
         status = ep_dispatch(ep, &send, NULL, stream);
     if (status == MUSTER_OK)
         ep_report_dropped(ep, args);
-    return status;
+    return ep_end_call(ep, MUSTER_PHASE_DISPATCH, status);
 }
 
 muster_status muster_ep_dispatch_receive(muster_ep *ep, const muster_ep_dispatch_args *args, void *stream)
@@ -243,7 +284,7 @@ muster_status muster_ep_dispatch_receive(muster_ep *ep, const muster_ep_dispatch
         status = ep_dispatch(ep, NULL, &receive, stream);
     if (status == MUSTER_OK)
         ep_report_dropped(ep, args);
-    return status;
+    return ep_end_call(ep, MUSTER_PHASE_DISPATCH, status);
 }
 
 muster_status muster_ep_dispatch(muster_ep *ep, const muster_ep_dispatch_args *args, void *stream)
@@ -258,7 +299,7 @@ muster_status muster_ep_dispatch(muster_ep *ep, const muster_ep_dispatch_args *a
         status = ep_dispatch(ep, &send, &receive, stream);
     if (status == MUSTER_OK)
         ep_report_dropped(ep, args);
-    return status;
+    return ep_end_call(ep, MUSTER_PHASE_DISPATCH, status);
 }
 
 /* ---------------------------------------------------------------------------------------------------------- combine */
@@ -281,7 +322,9 @@ muster_status muster_ep_combine_send(muster_ep *ep, const muster_ep_combine_args
     muster_status status = ep_begin_call(ep, call, stream, EP_DISPATCHED);
     if (status == MUSTER_OK)
         status = args_combine(&ep->checks, call, args, ep->tokens, &send, NULL);
-    return status == MUSTER_OK ? ep_combine(ep, &send, NULL, stream) : status;
+    if (status == MUSTER_OK)
+        status = ep_combine(ep, &send, NULL, stream);
+    return ep_end_call(ep, MUSTER_PHASE_COMBINE, status);
 }
 
 muster_status muster_ep_combine_receive(muster_ep *ep, const muster_ep_combine_args *args, void *stream)
@@ -291,7 +334,9 @@ muster_status muster_ep_combine_receive(muster_ep *ep, const muster_ep_combine_a
     muster_status status = ep_begin_call(ep, call, stream, EP_RETURNING);
     if (status == MUSTER_OK)
         status = args_combine(&ep->checks, call, args, ep->tokens, NULL, &receive);
-    return status == MUSTER_OK ? ep_combine(ep, NULL, &receive, stream) : status;
+    if (status == MUSTER_OK)
+        status = ep_combine(ep, NULL, &receive, stream);
+    return ep_end_call(ep, MUSTER_PHASE_COMBINE, status);
 }
 
 muster_status muster_ep_combine(muster_ep *ep, const muster_ep_combine_args *args, void *stream)
@@ -302,7 +347,9 @@ muster_status muster_ep_combine(muster_ep *ep, const muster_ep_combine_args *arg
     muster_status status = ep_begin_call(ep, call, stream, EP_DISPATCHED);
     if (status == MUSTER_OK)
         status = args_combine(&ep->checks, call, args, ep->tokens, &send, &receive);
-    return status == MUSTER_OK ? ep_combine(ep, &send, &receive, stream) : status;
+    if (status == MUSTER_OK)
+        status = ep_combine(ep, &send, &receive, stream);
+    return ep_end_call(ep, MUSTER_PHASE_COMBINE, status);
 }
 
 /* ---------------------------------------------------------------------------------------------------- rows in place */

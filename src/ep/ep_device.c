@@ -5,6 +5,24 @@
  */
 #include "ep/ep_state.h"
 
+bool ep_device_in_open_step(const struct muster_ep *ep)
+{
+    return ep->in_step && ep->in_step == group_step_total(ep->group);
+}
+
+/* X12. A step that this exchange opened is ended here, since its combine does not. */
+bool ep_device_settle(struct muster_ep *ep, void *stream)
+{
+    bool open = ep_device_in_open_step(ep), failed = group_step_has_failed(ep->group);
+    if (ep->state == EP_IDLE || (open && !failed))
+        return failed;
+    if (open && ep->own_step)
+        muster_step_end(ep->group, stream);
+    ep->own_step = false;
+    ep->state = EP_IDLE;
+    return true;
+}
+
 muster_status ep_device_dispatch(struct muster_ep *ep, const struct dispatch_send_args *send,
                                  const struct dispatch_receive_args *receive, void *stream)
 {
@@ -17,6 +35,7 @@ muster_status ep_device_dispatch(struct muster_ep *ep, const struct dispatch_sen
         ep->own_step = begins_step;
         if (begins_step)
             group_step_mark(ep->group, true);
+        ep->in_step = group_step_total(ep->group);
     }
     ep->state = receive ? EP_DISPATCHED : EP_SENT;
     return MUSTER_OK;

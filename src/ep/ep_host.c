@@ -175,7 +175,7 @@ static muster_status ep_run_dispatch_send(struct muster_ep *ep, struct dispatch_
         return status;
     status = ep_take_stamp(ep);
     if (status != MUSTER_OK) {
-        group_step_fail(ep->group, MUSTER_REASON_ABORT, MUSTER_PHASE_DISPATCH, -1, 0);
+        group_step_fail(ep->group, MUSTER_REASON_ABORT, MUSTER_PHASE_DISPATCH);
         group_kernel_exit(ep->group, MUSTER_PHASE_DISPATCH);
         return status;
     }

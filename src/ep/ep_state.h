@@ -38,6 +38,7 @@ struct muster_ep {
     enum ep_state state;
     int32_t tokens;
     bool own_step; /* dispatch opened the step */
+    uint64_t in_step; /* with a device: the step it belongs to, see group_step_total() */
 
     /* The rest of it is kept on the device, if there is one. */
     struct kernel_step step; /* with the mask as it was at dispatch: combine uses the same */
@@ -59,7 +60,10 @@ void ep_host_keep_own_results(const struct muster_ep *ep, struct combine_send_ar
 muster_status ep_host_return(struct muster_ep *ep, struct combine_send_args *send);
 muster_status ep_host_add_up(struct muster_ep *ep, struct combine_receive_args *receive);
 
-/* ep_device.c. Either of send and receive may be NULL: then the other half alone is enqueued. */
+/* ep_device.c. Settle: as above, as far as calls can know: true if a call of the open step was refused, or of the pair's. */
+bool ep_device_in_open_step(const struct muster_ep *ep);
+bool ep_device_settle(struct muster_ep *ep, void *stream);
+/* Either of send and receive may be NULL: then the other half alone is enqueued. */
 muster_status ep_device_dispatch(struct muster_ep *ep, const struct dispatch_send_args *send,
                                  const struct dispatch_receive_args *receive, void *stream);
 muster_status ep_device_combine(struct muster_ep *ep, const struct combine_send_args *send,

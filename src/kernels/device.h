@@ -89,7 +89,8 @@ struct device_ops {
 
     /* The caller's, in stream order. */
     muster_status (*step_begin)(struct device *device, void *stream);
-    muster_status (*step_end)(struct device *device, void *stream);
+    /* reason: NONE, or why the step is void if the device has found nothing, as the calls found it; with the phase. */
+    muster_status (*step_end)(struct device *device, muster_reason reason, muster_phase phase, void *stream);
     /* The oldest verdict that has not been read; AGAIN if the device has not written it yet. */
     muster_status (*verdict)(struct device *device, struct device_verdict *verdict);
 

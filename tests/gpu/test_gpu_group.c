@@ -334,6 +334,46 @@ static void captured_steps_survive_a_view_change(void **state)
     assert_true(cluster_run(&options, captured_steps, NULL));
 }
 
+/* A step that lacks an operation, since it was refused while it was captured, lacks it in every replay. */
+static void capture_a_refusal(struct cluster_rank *self)
+{
+    const struct world *world = self->context;
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    cudaStream_t stream = backend_stream();
+    muster_ep *ep = rounds_create(self, &world->c);
+    muster_ep_dispatch_args nothing = MUSTER_EP_DISPATCH_INIT;
+    uint32_t epoch = cluster_await_view(self, world->ranks, 0).epoch;
+    expect(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess, "no capture");
+    expect_status(muster_step_begin(self->group, stream), MUSTER_OK, "muster_step_begin");
+    expect_status(muster_ep_dispatch(ep, &nothing, stream), MUSTER_ERR_ARGUMENT, "a dispatch of nothing");
+    expect_status(muster_step_end(self->group, stream), MUSTER_OK, "muster_step_end");
+    expect(cudaStreamEndCapture(stream, &graph) == cudaSuccess, "no graph");
+    expect(cudaGraphInstantiate(&exec, graph, 0) == cudaSuccess, "no executable graph");
+    for (int replay = 0; replay < 3; replay++) {
+        cluster_barrier(self);
+        expect(cudaGraphLaunch(exec, stream) == cudaSuccess, "no launch");
+        muster_verdict v = cluster_verdict(self);
+        bool told = v.reason == MUSTER_REASON_EPOCH || v.reason == MUSTER_REASON_NOT_READY; /* the other was first */
+        expect(told || (v.reason == MUSTER_REASON_ARGUMENT && v.phase == MUSTER_PHASE_DISPATCH),
+               "replay %d: %s, reason %d", replay, muster_status_name(v.status), (int)v.reason);
+        epoch = cluster_await_view(self, world->ranks, epoch).epoch;
+    }
+    cudaGraphExecDestroy(exec);
+    cudaGraphDestroy(graph);
+    rounds_exchange(self, ep, world);
+    muster_ep_destroy(ep);
+}
+
+static void a_captured_refusal_voids_every_replay(void **state)
+{
+    (void)state;
+    struct world *world = world_make(&plain, 2, mask_first(2), 7);
+    struct cluster_options options = {.ranks = 2, .memory_bytes = rounds_memory_bytes(&plain, 1, 2)};
+    assert_true(cluster_run(&options, capture_a_refusal, world));
+    world_free(world);
+}
+
 /* A rank dies: the others agree on a view without it, and their steps go on. */
 static void lose_a_rank(struct cluster_rank *self)
 {
@@ -366,6 +406,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(the_next_epoch_waits_for_a_step_that_is_open),
         cmocka_unit_test(blocks_that_find_another_epoch_begin_no_step_of_it),
         cmocka_unit_test(captured_steps_survive_a_view_change),
+        cmocka_unit_test(a_captured_refusal_voids_every_replay),
         cmocka_unit_test(survivors_go_on),
     };
     if (argc > 1)

@@ -319,9 +319,10 @@ static muster_status device_step_begin(struct device *device, void *stream)
     return device_check(device, step_launch_begin(device->control, device->mailbox, stream), "muster_step_begin");
 }
 
-static muster_status device_step_end(struct device *device, void *stream)
+static muster_status device_step_end(struct device *device, muster_reason reason, muster_phase phase, void *stream)
 {
-    return device_check(device, step_launch_end(device->control, device->mailbox, stream), "muster_step_end");
+    return device_check(device, step_launch_end(device->control, device->mailbox, reason, phase, stream),
+                        "muster_step_end");
 }
 
 /* If it stands here, it does on the device, which finds no other until it has forgotten this one. */

@@ -123,8 +123,11 @@ static __global__ void step_begin_kernel(struct cuda_launch l)
     step_leave(l.control);
 }
 
-/* An epoch that ended before the step did makes it void: its last operation may have been the one that was called off. */
-static __global__ void step_end_kernel(struct cuda_launch l)
+/*
+ * An epoch that ended before the step did makes it void: its last operation may have been the one that was called off. So
+ * does `reason`, unless it is NONE: a call of the step was refused on the host, which the device cannot see.
+ */
+static __global__ void step_end_kernel(struct cuda_launch l, muster_reason reason, muster_phase phase)
 {
     uint64_t gate = step_enter(l.control);
     uint32_t epoch = l.control->step.epoch;
@@ -132,6 +135,8 @@ static __global__ void step_end_kernel(struct cuda_launch l)
         turn_fail(l, turn_void_from_start(gate), MUSTER_PHASE_STEP, -1, gate_epoch(gate), 0);
     else if (!turn_void(l) && gate_epoch(gate) != epoch)
         turn_fail(l, MUSTER_REASON_EPOCH, MUSTER_PHASE_STEP, -1, epoch, 0);
+    else if (!turn_void(l) && reason != MUSTER_REASON_NONE)
+        turn_fail(l, reason, phase, -1, epoch, 0);
     __threadfence_system();
     step_note_ended(l, &l.control->view, l.control->step, word_look(&l.control->failure), gate_epoch(gate));
     step_leave(l.control);
@@ -211,9 +216,10 @@ extern "C" cudaError_t step_launch_begin(struct cuda_control *control, struct cu
     return launch_plain(step_begin_kernel, 1, 1, stream, step_launch(control, mailbox, NULL));
 }
 
-extern "C" cudaError_t step_launch_end(struct cuda_control *control, struct cuda_mailbox *mailbox, cudaStream_t stream)
+extern "C" cudaError_t step_launch_end(struct cuda_control *control, struct cuda_mailbox *mailbox, muster_reason reason,
+                                       muster_phase phase, cudaStream_t stream)
 {
-    return launch_plain(step_end_kernel, 1, 1, stream, step_launch(control, mailbox, NULL));
+    return launch_plain(step_end_kernel, 1, 1, stream, step_launch(control, mailbox, NULL), reason, phase);
 }
 
 extern "C" cudaError_t step_launch_mask(struct cuda_control *control, struct cuda_mailbox *mailbox,

@@ -33,7 +33,9 @@ cudaError_t step_launch_look(const struct cuda_control *control, struct cuda_mai
                              uint64_t look, cudaStream_t stream);
 
 cudaError_t step_launch_begin(struct cuda_control *control, struct cuda_mailbox *mailbox, cudaStream_t stream);
-cudaError_t step_launch_end(struct cuda_control *control, struct cuda_mailbox *mailbox, cudaStream_t stream);
+/* reason: NONE, or what makes the step void that is not void by then. A graph keeps it: an operation is missing there. */
+cudaError_t step_launch_end(struct cuda_control *control, struct cuda_mailbox *mailbox, muster_reason reason,
+                            muster_phase phase, cudaStream_t stream);
 
 /* Masked mode: from the next dispatch on. A mask that is not allowed voids the step that uses it. */
 cudaError_t step_launch_mask(struct cuda_control *control, struct cuda_mailbox *mailbox, struct cuda_exchange *exchange,
