@@ -14,7 +14,10 @@ extern "C" {
 
 #define MUSTER_MAX_RANKS 128
 
-/* The ranks that communicate. Children (exchanges) hold their group: destroy them first. */
+/*
+ * The ranks that communicate. Children (exchanges) hold their group: destroy them first. A store serves one group, in which
+ * a process is a rank once: a second group of the process there is created when the first one has been destroyed.
+ */
 typedef struct muster_group muster_group;
 
 /* A set of ranks: bit r of the 128 is rank r. */
@@ -158,7 +161,8 @@ typedef struct muster_group_config {
  * then names the ranks that are missing). One thread. On failure *group is untouched.
  * CUDA: also opens the device, loads every kernel, and takes all memory that the group will ever need there; that may
  * wait for whatever the device is doing.
- * Errors: ARGUMENT, UNSUPPORTED (there is no such backend, device or driver), MISMATCH, STORE, TIMEOUT, MEMORY, SYSTEM.
+ * Errors: ARGUMENT, ORDER (this process has a group in that place of the store already), UNSUPPORTED (there is no such
+ * backend, device or driver), MISMATCH, STORE, TIMEOUT, MEMORY, SYSTEM.
  */
 MUSTER_API muster_status muster_group_create(const muster_group_config *config, muster_group **group);
 

@@ -234,6 +234,7 @@ static void group_free(muster_group *g)
     pthread_cond_destroy(&g->changed);
     pthread_mutex_destroy(&g->lock);
     close(g->wake_fd);
+    claim_release(&g->claim);
     free(g);
 }
 
@@ -257,6 +258,9 @@ muster_status muster_group_create(const muster_group_config *config, muster_grou
     g->forks = fork_count();
     log_set_rank(g->config.rank);
     config_check();
+    status = claim_take(&g->claim, identity.store, g->config.rank);
+    if (status != MUSTER_OK)
+        goto free_memory;
     group_init_lock(g);
     g->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     status =

@@ -7,6 +7,7 @@
 #include <stdatomic.h>
 #include <sys/types.h>
 
+#include "control/claim.h"
 #include "control/group.h"
 #include "control/member.h"
 #include "control/store.h"
@@ -67,6 +68,7 @@ struct muster_group {
     muster_group_config config; /* resolved: no field is "from the environment" any more */
     pid_t pid;
     uint32_t forks; /* fork_count() of the process that made it: another has no agent thread, and must keep off */
+    struct claim claim; /* of the rank's place in the store */
     struct kernel_control control;
     struct store *store;
     struct shm_region region; /* this rank's symmetric memory; on the device if there is one */
