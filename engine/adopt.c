@@ -91,7 +91,7 @@ static muster_status adopt_and_wait(struct engine *e, uint64_t timeout_us)
 
 muster_status engine_wait_ready(struct engine *e, uint64_t timeout_us)
 {
-    uint64_t deadline_ns = clock_ns() + timeout_us * 1000;
+    uint64_t deadline_ns = clock_ns_after_us(timeout_us);
     uint64_t slice_us = timeout_us < WAIT_SLICE_US ? timeout_us : WAIT_SLICE_US;
     muster_status status = adopt_and_wait(e, slice_us);
     while (status == MUSTER_ERR_AGAIN && clock_ns() < deadline_ns)

@@ -21,7 +21,7 @@ enum { TIMEOUTS = 20 };
 /* Beyond the deadlines, a suspect may take its time to exit; if it takes too long, the group says so. */
 static uint64_t bound_ns(const struct chaos_crew *crew)
 {
-    uint64_t fence_ns = config_number(CONFIG_FENCE_TIMEOUT_US) * 1000;
+    uint64_t fence_ns = clock_ns_of_us(config_number(CONFIG_FENCE_TIMEOUT_US));
     return fence_ns + fence_ns / 2 + (uint64_t)crew->options->shape.timeout_ms * TIMEOUTS * 1000000;
 }
 
@@ -68,7 +68,8 @@ static void set_up(struct chaos_crew *crew, const struct chaos_plan *plan)
 
 static void sleep_ns(uint64_t ns)
 {
-    nanosleep(&(struct timespec){.tv_sec = (time_t)(ns / SECOND_NS), .tv_nsec = (long)(ns % SECOND_NS)}, NULL);
+    struct timespec rest = clock_timespec(ns);
+    nanosleep(&rest, NULL);
 }
 
 /* ---- the fault ---- */

@@ -86,7 +86,7 @@ struct perf_sample *perf_board_samples(struct perf_board *board, int32_t rank)
 
 static void futex_wait(struct perf_word *word, uint32_t seen, uint64_t timeout_ns)
 {
-    struct timespec time = {.tv_sec = (time_t)(timeout_ns / SECOND_NS), .tv_nsec = (long)(timeout_ns % SECOND_NS)};
+    struct timespec time = clock_timespec(timeout_ns);
     syscall(SYS_futex, &word->value, FUTEX_WAIT, seen, &time, NULL, 0);
 }
 

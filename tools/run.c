@@ -11,6 +11,7 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
+#include "core/clock.h"
 #include "core/config.h"
 #include "launch.h"
 #include "process.h"
@@ -236,7 +237,7 @@ static int run(const struct launch_options *options)
 int tool_run(int argc, char **argv)
 {
     struct launch_options options = {.min_ranks = 1,
-                                     .start_timeout_ns = config_number(CONFIG_START_TIMEOUT_US) * 1000,
+                                     .start_timeout_ns = clock_ns_of_us(config_number(CONFIG_START_TIMEOUT_US)),
                                      .grace_ns = 5 * SECOND_NS,
                                      .prefix = true};
     char text[sizeof text_before + sizeof text_after];

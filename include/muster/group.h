@@ -111,6 +111,7 @@ typedef struct muster_group_config {
     muster_backend backend; /* (same) */
     uint64_t memory_bytes; /* (same) symmetric memory per rank: the sum of muster_ep_memory_bytes() */
     const char *store; /* where the store is: "fd:N" or "unix:@NAME"; NULL: from the environment */
+    /* Deadlines. Any length will do; one of more than 36 years never passes, UINT64_MAX for instance. */
     uint64_t operation_timeout_us; /* deadline of one wait; 0: setting MUSTER_OPERATION_TIMEOUT_US, 1 s */
     uint64_t step_timeout_us; /* deadline for a rank to begin its step or to get ready; 0: setting, 30 s */
     uint64_t start_timeout_us; /* deadline for all ranks to arrive; 0: setting, 60 s */
@@ -188,7 +189,8 @@ MUSTER_API int32_t muster_group_rank(const muster_group *group);
 MUSTER_API muster_status muster_group_view(const muster_group *group, muster_view *view);
 
 /*
- * Blocks until the installed view is ready for steps, at most timeout_us (0: only looks). The caller's thread.
+ * Blocks until the installed view is ready for steps, at most timeout_us (0: only looks; UINT64_MAX: for as long as it
+ * takes). The caller's thread.
  * Errors: AGAIN when the time is up; the group's sticky error (CAPACITY, STORE, EVICTED, UNFENCED).
  */
 MUSTER_API muster_status muster_group_wait_ready(muster_group *group, uint64_t timeout_us);

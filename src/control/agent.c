@@ -614,7 +614,7 @@ static void agent_sleep(muster_group *g, uint64_t watch_ns)
     wake_ns = store_ns < wake_ns ? store_ns : wake_ns;
     wake_ns = member_ns < wake_ns ? member_ns : wake_ns;
     uint64_t sleep_ns = wake_ns > now_ns ? wake_ns - now_ns : 0;
-    struct timespec timeout = {.tv_sec = (time_t)(sleep_ns / 1000000000u), .tv_nsec = (long)(sleep_ns % 1000000000u)};
+    struct timespec timeout = clock_timespec(sleep_ns);
     struct pollfd fds[2] = {{.fd = g->wake_fd, .events = POLLIN},
                             {.fd = g->stopped ? -1 : g->store->ops->fd(g->store), .events = POLLIN}};
     ppoll(fds, 2, &timeout, NULL);

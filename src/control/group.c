@@ -19,14 +19,11 @@
 #include "core/log.h"
 #include "core/trace.h"
 
-static const uint64_t GROUP_NS_PER_US = 1000;
-
 /* ---- Deadlines on the condition ---- */
 
 struct timespec group_deadline(uint64_t timeout_us)
 {
-    uint64_t at_ns = clock_ns() + timeout_us * GROUP_NS_PER_US;
-    return (struct timespec){.tv_sec = (time_t)(at_ns / 1000000000u), .tv_nsec = (long)(at_ns % 1000000000u)};
+    return clock_timespec(clock_ns_after_us(timeout_us));
 }
 
 bool group_wait_change(muster_group *g, const struct timespec *deadline)
@@ -141,7 +138,7 @@ static uint32_t group_spin(int ranks)
 static void group_member_config(const muster_group *g, struct member_config *config)
 {
     const muster_group_config *c = &g->config;
-    uint64_t operation_ns = c->operation_timeout_us * GROUP_NS_PER_US;
+    uint64_t operation_ns = clock_ns_of_us(c->operation_timeout_us);
     uint64_t grace_ns = operation_ns / 10;
     uint64_t least_ns = 500000000; /* an agent that waits for a core is not to be taken for a dead one */
     *config = (struct member_config){
@@ -153,18 +150,18 @@ static void group_member_config(const muster_group *g, struct member_config *con
         .propose_delay_ns = 2000000,
         .grace_ns = grace_ns < 50000000 ? grace_ns : 50000000,
         .acknowledge_timeout_ns = operation_ns > least_ns ? operation_ns : least_ns,
-        .ready_timeout_ns = c->step_timeout_us * GROUP_NS_PER_US,
-        .fence_timeout_ns = config_number(CONFIG_FENCE_TIMEOUT_US) * GROUP_NS_PER_US,
+        .ready_timeout_ns = clock_ns_of_us(c->step_timeout_us),
+        .fence_timeout_ns = clock_ns_of_us(config_number(CONFIG_FENCE_TIMEOUT_US)),
         .reply_timeout_ns = operation_ns,
-        .start_timeout_ns = c->start_timeout_us * GROUP_NS_PER_US,
+        .start_timeout_ns = clock_ns_of_us(c->start_timeout_us),
     };
 }
 
 static void group_init_control(muster_group *g)
 {
     g->control.spin = group_spin(g->config.ranks);
-    atomic_store(&g->control.operation_timeout_ns, g->config.operation_timeout_us * GROUP_NS_PER_US);
-    atomic_store(&g->control.step_timeout_ns, g->config.step_timeout_us * GROUP_NS_PER_US);
+    atomic_store(&g->control.operation_timeout_ns, clock_ns_of_us(g->config.operation_timeout_us));
+    atomic_store(&g->control.step_timeout_ns, clock_ns_of_us(g->config.step_timeout_us));
     g->step.kernel = (struct kernel_step){.control = &g->control,
                                           .rank = g->config.rank,
                                           .ranks = g->config.ranks,
@@ -402,7 +399,7 @@ static void group_write_trace(const muster_group *g)
 static void group_await_quiet(muster_group *g)
 {
     const uint32_t never = STAMP_MAX_EPOCH + 1;
-    uint64_t end_ns = clock_ns() + g->config.operation_timeout_us * GROUP_NS_PER_US;
+    uint64_t end_ns = clock_ns_after_us(g->config.operation_timeout_us);
     if (!g->device)
         return;
     g->device_ops->epoch_raise(g->device, never);

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include "control/group_state.h"
+#include "core/clock.h"
 #include "core/config.h"
 #include "core/error.h"
 
@@ -18,8 +19,8 @@ static muster_status memory_open_device(struct muster_group *g)
         .ordinal = g->config.device,
         .rank = g->config.rank,
         .ranks = g->config.ranks,
-        .operation_timeout_ns = g->config.operation_timeout_us * 1000,
-        .step_timeout_ns = g->config.step_timeout_us * 1000,
+        .operation_timeout_ns = clock_ns_of_us(g->config.operation_timeout_us),
+        .step_timeout_ns = clock_ns_of_us(g->config.step_timeout_us),
         .first_sequence = group_first_sequence(g),
         .fault_tolerance = !g->config.no_fault_tolerance,
         .multiprocessors = (int32_t)config_number(CONFIG_MULTIPROCESSORS),

@@ -153,7 +153,7 @@ static muster_status await_tool(pid_t pid, const char *path, uint64_t deadline_n
 
 muster_status sidecar_ensure(const char *name, int32_t ranks, uint64_t timeout_us)
 {
-    uint64_t deadline_ns = clock_ns() + timeout_us * 1000;
+    uint64_t deadline_ns = clock_ns_after_us(timeout_us);
     if (somebody_listens(name))
         return MUSTER_OK;
     char path[PATH_MAX];

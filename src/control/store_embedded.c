@@ -376,7 +376,7 @@ void embedded_take_welcome(struct embedded *e, const struct wire_frame *frame)
     e->store_id = frame->store_id;
     e->revision = frame->revision;
     e->store.welcome.incarnation = frame->incarnation;
-    e->lease_ns = frame->number * 1000;
+    e->lease_ns = clock_ns_of_us(frame->number);
     e->polled_ns = e->heard_ns = clock_ns();
     e->ping_next_ns = e->polled_ns + embedded_beat_ns(e);
 }

@@ -160,7 +160,7 @@ muster_status store_embedded_open(const char *where, int32_t rank, int32_t ranks
     struct embedded *e = embedded_create();
     if (!e)
         return error_set(MUSTER_ERR_MEMORY, "out of memory for a connection to the store");
-    struct opening o = {.where = where, .deadline_ns = clock_ns() + timeout_us * 1000};
+    struct opening o = {.where = where, .deadline_ns = clock_ns_after_us(timeout_us)};
     muster_status status = open_socket(e, &o);
     if (status == MUSTER_OK)
         status = greet_until(e, &o, rank, ranks);

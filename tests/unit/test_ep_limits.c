@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * Near the ends of the numbers: an epoch whose sequence numbers run out is followed by another with the same mask, and
- * a group whose epochs run out ends with an error. Every good step in between is exact.
+ * a group whose epochs run out ends with an error. Every good step in between is exact. Deadlines that no clock ever reaches
+ * are not taken for short ones.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -197,13 +198,51 @@ static void epochs_run_out(void **state)
     assert_true(good);
 }
 
+/* Whoever takes a deadline for a short one gives up on the rank that comes late, or does not wait for the next view. */
+static void wait_without_end(struct cluster_rank *self)
+{
+    muster_ep *ep = rounds_create(self, &c);
+    uint32_t epoch = cluster_await_view(self, 3, 0).epoch;
+    for (int round = 0; round < 3; round++) {
+        if (round == self->rank)
+            cluster_sleep_ms(20);
+        rounds_exchange(self, ep, self->context);
+        cluster_barrier(self);
+        if (round == self->rank)
+            expect_status(muster_group_abort(self->group), MUSTER_OK, "muster_group_abort");
+        cluster_await_end(self, epoch);
+        expect_status(muster_group_wait_ready(self->group, UINT64_MAX), MUSTER_OK, "wait_ready(UINT64_MAX)");
+        epoch = cluster_await_view(self, 3, epoch).epoch;
+    }
+    muster_ep_destroy(ep);
+    cluster_barrier(self);
+    expect_status(muster_group_leave(self->group), MUSTER_OK, "muster_group_leave");
+}
+
+static void deadlines_without_end(void **state)
+{
+    (void)state;
+    /* The middle two wrap to less than a microsecond, and to 36 ms, where they are taken times 1000. */
+    static const uint64_t deadlines[] = {UINT64_MAX, UINT64_MAX / 1000 + 1, UINT64_MAX / 1000 + 36000, INT64_MAX,
+                                         UINT64_MAX / 1000};
+    struct world *world = limits_world();
+    for (size_t i = 0; i < sizeof(deadlines) / sizeof(deadlines[0]); i++) {
+        struct cluster_options options = {.ranks = 3,
+                                          .memory_bytes = rounds_memory_bytes(&c, 1, 3),
+                                          .operation_timeout_us = deadlines[i],
+                                          .step_timeout_us = deadlines[i],
+                                          .start_timeout_us = deadlines[i]};
+        assert_true(cluster_run(&options, wait_without_end, world));
+    }
+    world_free(world);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(sequence_numbers_run_out),
-        cmocka_unit_test(pair_numbers_run_out),
-        cmocka_unit_test(step_numbers_run_out),
-        cmocka_unit_test(epochs_run_out),
+        cmocka_unit_test(sequence_numbers_run_out), cmocka_unit_test(pair_numbers_run_out),
+        cmocka_unit_test(step_numbers_run_out),     cmocka_unit_test(epochs_run_out),
+        cmocka_unit_test(deadlines_without_end),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

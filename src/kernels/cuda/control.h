@@ -56,7 +56,7 @@ struct cuda_control {
     uint64_t gate;
     uint64_t failure; /* failure_pack(): of the oldest void step whose verdict is unread; the first writer wins */
     uint64_t failure_detail; /* MUSTER_REASON_VALUE: token << 32 | k */
-    uint64_t operation_timeout_ns; /* of one wait; UINT64_MAX: none */
+    uint64_t operation_timeout_ns; /* of one wait */
     uint64_t step_timeout_ns; /* of a wait on a rank that has not begun the step */
     uint64_t looked_ns; /* when a thread last looked at the mailbox: see wait_epoch_lives() */
     struct cuda_step step;
