@@ -172,7 +172,7 @@ typedef struct muster_ep_combine_args {
 
 /*
  * Symmetric memory that an exchange needs on each rank, in bytes, for muster_group_config.memory_bytes.
- * Pure arithmetic. Errors: ARGUMENT.
+ * Pure arithmetic. Errors: ARGUMENT, for a configuration of more than 2^60 bytes as well.
  */
 MUSTER_API muster_status muster_ep_memory_bytes(const muster_ep_config *config, int32_t ranks, uint64_t *bytes);
 

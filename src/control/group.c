@@ -17,6 +17,7 @@
 #include "core/error.h"
 #include "core/fault.h"
 #include "core/log.h"
+#include "core/size.h"
 #include "core/trace.h"
 
 /* ---- Deadlines on the condition ---- */
@@ -94,6 +95,9 @@ static muster_status group_check_config(const muster_group_config *config)
         return error_set(MUSTER_ERR_ARGUMENT,
                          "config.backend = %d: must be MUSTER_BACKEND_CPU (%d) or MUSTER_BACKEND_CUDA (%d)",
                          (int)config->backend, MUSTER_BACKEND_CPU, MUSTER_BACKEND_CUDA);
+    if (config->memory_bytes > SIZE_MOST_BYTES)
+        return error_set(MUSTER_ERR_ARGUMENT, "config.memory_bytes = %llu: must be at most %llu",
+                         (unsigned long long)config->memory_bytes, (unsigned long long)SIZE_MOST_BYTES);
     if (config->no_fault_tolerance && config->backend == MUSTER_BACKEND_CPU)
         return error_set(MUSTER_ERR_ARGUMENT,
                          "config.no_fault_tolerance = %d: must be 0 with MUSTER_BACKEND_CPU, which always checks",
@@ -522,9 +526,8 @@ unsigned char *group_memory_base(const muster_group *g)
 
 muster_status group_memory_take(muster_group *g, uint64_t bytes, uint64_t *offset)
 {
-    uint64_t used = sizeof(struct region_header) + g->region_used;
-    uint64_t start = (used + REGION_ALIGNMENT - 1) / REGION_ALIGNMENT * REGION_ALIGNMENT;
-    uint64_t end = start + bytes - sizeof(struct region_header);
+    uint64_t start = size_round_up(sizeof(struct region_header) + g->region_used, REGION_ALIGNMENT);
+    uint64_t end = size_add(start - sizeof(struct region_header), bytes);
     if (end > g->config.memory_bytes)
         return error_set(MUSTER_ERR_MEMORY,
                          "symmetric memory: %llu bytes needed, %llu are left of memory_bytes = %llu; ask "

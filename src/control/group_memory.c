@@ -6,11 +6,12 @@
 #include "core/clock.h"
 #include "core/config.h"
 #include "core/error.h"
+#include "core/size.h"
 
 static uint64_t memory_region_bytes(uint64_t memory_bytes)
 {
     uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
-    return (sizeof(struct region_header) + memory_bytes + page - 1) / page * page;
+    return size_round_up(size_add(sizeof(struct region_header), memory_bytes), page);
 }
 
 static muster_status memory_open_device(struct muster_group *g)

@@ -4,6 +4,7 @@
 #include <stdio.h>
 
 #include "core/error.h"
+#include "core/size.h"
 #include "ep/shape.h"
 
 enum { MAX_DIMS = 3, MAX_SPANS = 32, SHAPE_TEXT_BYTES = 80 };
@@ -152,7 +153,7 @@ static void check_begin(struct checker *c, const struct args_exchange *x, const 
 static void add_span(struct checker *c, const char *name, const unsigned char *data, uint64_t bytes, bool output)
 {
     uintptr_t begin = (uintptr_t)data;
-    c->span[c->spans++] = (struct span){name, begin, begin + bytes, output};
+    c->span[c->spans++] = (struct span){name, begin, size_add(begin, bytes), output};
 }
 
 static muster_status check_data(struct checker *c, const struct rule *rule, const muster_tensor *t, int64_t reach,
@@ -164,6 +165,9 @@ static muster_status check_data(struct checker *c, const struct rule *rule, cons
         return MUSTER_OK;
     if (!t->data)
         return error_set(MUSTER_ERR_ARGUMENT, "%s: %s has data NULL", c->call, rule->name);
+    if (size_add(size_add((uintptr_t)t->data, t->byte_offset), (uint64_t)reach * bytes) == UINT64_MAX)
+        return error_set(MUSTER_ERR_ARGUMENT, "%s: %s has byte_offset %llu, beyond any memory", c->call, rule->name,
+                         (unsigned long long)t->byte_offset);
     place->data = (unsigned char *)t->data + t->byte_offset;
     if ((uintptr_t)place->data & (bytes - 1)) /* a power of two; the processor divides slowly */
         return error_set(MUSTER_ERR_ARGUMENT, "%s: %s lies at address %p, must be a multiple of %zu", c->call,

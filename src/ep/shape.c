@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "core/error.h"
+#include "core/size.h"
 
 enum { MAX_TOKENS = 65536, ROW_ALIGNMENT = 16 };
 
@@ -95,6 +96,19 @@ static muster_status check_numbers(const muster_ep_config *c, int32_t ranks)
     return MUSTER_OK;
 }
 
+/* No field is too large by itself, but together they may be. */
+static muster_status check_total(const muster_ep_config *c, int32_t ranks)
+{
+    struct exchange_shape shape;
+    shape_make(c, ranks, 0, &shape);
+    if (shape.end <= SIZE_MOST_BYTES)
+        return MUSTER_OK;
+    return error_set(MUSTER_ERR_ARGUMENT,
+                     "config: rows of hidden = %d and %d payloads, max_tokens = %d of each of %d ranks, take more than "
+                     "the %llu bytes of symmetric memory that a rank may have",
+                     c->hidden, c->payload_count, c->max_tokens, ranks, (unsigned long long)SIZE_MOST_BYTES);
+}
+
 muster_status shape_check(const muster_ep_config *config, int32_t ranks)
 {
     if (!config)
@@ -110,7 +124,7 @@ muster_status shape_check(const muster_ep_config *config, int32_t ranks)
     if (status == MUSTER_OK && config->layout != MUSTER_EP_EXPERT_MAJOR && config->combine == MUSTER_EP_EXACT)
         status = error_set(MUSTER_ERR_ARGUMENT, "config: combine = MUSTER_EP_EXACT needs layout = "
                                                 "MUSTER_EP_EXPERT_MAJOR: rank-major and flat rows are sums already");
-    return status;
+    return status == MUSTER_OK ? check_total(config, ranks) : status;
 }
 
 /* Whether a caller may write results where they lie in the region, so that nothing else may be stored there. */
@@ -119,16 +133,11 @@ static bool keeps_results(const struct exchange_shape *shape)
     return !shape->expert_major && !shape->quantise_return;
 }
 
-static uint64_t round_up(uint64_t bytes, uint64_t unit)
-{
-    return (bytes + unit - 1) / unit * unit;
-}
-
 /* Takes `bytes`; everything begins on a cache line, so that no line has two writers. */
 static uint64_t take(uint64_t *next, uint64_t bytes)
 {
     uint64_t offset = *next;
-    *next += round_up(bytes, REGION_ALIGNMENT);
+    *next = size_add(*next, size_round_up(bytes, REGION_ALIGNMENT));
     return offset;
 }
 
@@ -140,7 +149,7 @@ uint64_t shape_rows(const struct exchange_shape *shape)
 static void add_array(struct exchange_shape *shape, uint64_t *next, size_t row_bytes)
 {
     shape->array[shape->arrays++] =
-        (struct exchange_array){.offset = take(next, shape_rows(shape) * row_bytes), .row_bytes = row_bytes};
+        (struct exchange_array){.offset = take(next, size_times(shape_rows(shape), row_bytes)), .row_bytes = row_bytes};
 }
 
 static size_t scale_bytes(int32_t hidden)
@@ -164,8 +173,8 @@ static void make_return(struct exchange_shape *shape)
     shape->return_bytes = shape->result_bytes;
     if (!shape->quantise_return)
         return;
-    shape->return_scales = round_up((uint64_t)shape->hidden, ROW_ALIGNMENT);
-    shape->return_bytes = shape->return_scales + round_up(scale_bytes(shape->hidden), ROW_ALIGNMENT);
+    shape->return_scales = size_round_up((uint64_t)shape->hidden, ROW_ALIGNMENT);
+    shape->return_bytes = shape->return_scales + size_round_up(scale_bytes(shape->hidden), ROW_ALIGNMENT);
 }
 
 static int32_t told_words(const struct exchange_shape *shape)
@@ -215,7 +224,11 @@ static uint64_t words_area_of_results(const struct exchange_shape *shape)
     return rows * shape->result_bytes / 8 * sizeof(struct exchange_word);
 }
 
-/* Nothing here depends on how many tokens a step has: a slow rank of one step and a fast one of the next agree. */
+/*
+ * Fields are held to limits that keep products of counts far inside 64 bits; rows may be so long that theirs are not.
+ *
+ * Nothing here depends on how many tokens a step has: a slow rank of one step and a fast one of the next agree.
+ */
 static void make_offsets(const muster_ep_config *config, uint64_t begin, struct exchange_shape *shape)
 {
     uint64_t next = begin, ranks = (uint64_t)shape->ranks, rows = shape_rows(shape);
@@ -229,14 +242,14 @@ static void make_offsets(const muster_ep_config *config, uint64_t begin, struct 
     shape->row_weight = take(&next, ranks * routes * sizeof(float));
     make_arrays(config, shape, &next);
     make_words(shape);
-    shape->results = take(&next, shape->exact ? 0 : rows * shape->return_bytes);
-    shape->home = take(&next, shape->exact ? routes * shape->return_bytes : 0);
+    shape->results = take(&next, shape->exact ? 0 : size_times(rows, shape->return_bytes));
+    shape->home = take(&next, shape->exact ? size_times(routes, shape->return_bytes) : 0);
     shape->told = take(&next, ranks * (uint64_t)shape->told_words * sizeof(struct exchange_word));
     shape->word_rows = take(&next, words_area_of_rows(shape));
     shape->word_results = take(&next, words_area_of_results(shape));
     shape->row_index = take(&next, ranks * routes * sizeof(int32_t));
     shape->row_flag = take(&next, rows * sizeof(uint64_t));
-    shape->arrived = keeps_results(shape) ? take(&next, rows * shape->return_bytes) : shape->results;
+    shape->arrived = keeps_results(shape) ? take(&next, size_times(rows, shape->return_bytes)) : shape->results;
     shape->arrived_flag = take(&next, rows * sizeof(uint64_t));
     shape->state = take(&next, EXCHANGE_STATE_BYTES);
     shape->counted = take(&next, EXCHANGE_COUNTERS * (1 + ranks + ranks * (uint64_t)shape->slots) * sizeof(int32_t));

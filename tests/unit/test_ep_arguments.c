@@ -457,6 +457,12 @@ static void refuse_calls(struct cluster_rank *self)
     inside.tensor.data = (char *)p->out_source.tensor.data + 8;
     p->dispatch.out_counts = &inside.tensor;
     expect_refused(p, call_dispatch(p, ep), "out_counts", "inside another output");
+    struct spoilt beyond = {.tensor = *counts};
+    beyond.tensor.byte_offset = UINT64_MAX - 63; /* before its data, if the sum wraps */
+    p->dispatch.out_counts = &beyond.tensor;
+    expect_refused(p, call_dispatch(p, ep), "out_counts", "beyond any memory");
+    expect(strstr(muster_last_error(), "byte_offset"), "the error does not name byte_offset: \"%s\"",
+           muster_last_error());
     party_close(p);
     rounds_exchange(self, ep, world);
     muster_ep_destroy(ep);

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "core/mask.h"
+#include "kernels/kernels.h"
 #include "lib/rounds.h"
 
 static const struct exchange_case base = {.name = "base",
@@ -91,6 +92,32 @@ static void wrong_configurations_need_no_group(void **state)
     assert_int_equal(bytes, 77);
     assert_int_equal(muster_ep_memory_bytes(&config, 4, NULL), MUSTER_ERR_ARGUMENT);
     assert_int_equal(muster_ep_memory_bytes(NULL, 4, &bytes), MUSTER_ERR_ARGUMENT);
+}
+
+/* Each number is allowed by itself; what they take together is more than a rank can have. */
+static void enormous_exchanges_are_refused(void **state)
+{
+    (void)state;
+    uint64_t bytes = 77;
+    muster_ep_config config = MUSTER_EP_CONFIG_INIT;
+    config.hidden = INT32_MAX - 7;
+    config.dtype = MUSTER_FP32;
+    config.max_tokens = 65536;
+    config.slots_per_rank = INT32_MAX / MUSTER_MAX_RANKS;
+    config.topk = MUSTER_EP_MAX_TOPK;
+    config.layout = MUSTER_EP_RANK_MAJOR;
+    config.combine = MUSTER_EP_REDUCED;
+    config.load_stats = 1;
+    config.payload_count = MUSTER_EP_MAX_PAYLOADS;
+    for (int i = 0; i < MUSTER_EP_MAX_PAYLOADS; i++)
+        config.payload[i] = (muster_ep_payload){"wide", INT32_MAX, {MUSTER_TYPE_INT, 64, 1}};
+    assert_int_equal(muster_ep_memory_bytes(&config, MUSTER_MAX_RANKS, &bytes), MUSTER_ERR_ARGUMENT);
+    assert_non_null(strstr(muster_last_error(), "hidden"));
+    assert_non_null(strstr(muster_last_error(), "1152921504606846976")); /* 2^60 */
+    assert_int_equal(bytes, 77);
+    config.payload_count = 0;
+    assert_int_equal(muster_ep_memory_bytes(&config, MUSTER_MAX_RANKS, &bytes), MUSTER_OK);
+    assert_true(bytes > UINT64_C(3) << 55 && bytes <= UINT64_C(1) << 60);
 }
 
 /* Rows of fp16 need as much memory as rows of bf16, and half of what those of fp32 do. */
@@ -329,6 +356,13 @@ static void refuse_groups(struct cluster_rank *self)
     config = cluster_config(self);
     config.backend = (muster_backend)9;
     refuse_group(self, config, "backend");
+    const uint64_t enormous[] = {UINT64_MAX, UINT64_MAX - 4096, UINT64_MAX - sizeof(struct region_header) + 1,
+                                 (UINT64_C(1) << 60) + 1};
+    for (int i = 0; i < COUNT(enormous); i++) {
+        config = cluster_config(self);
+        config.memory_bytes = enormous[i];
+        refuse_group(self, config, "memory_bytes");
+    }
     expect_status(muster_group_create(NULL, &self->group), MUSTER_ERR_ARGUMENT, "config NULL");
     config = cluster_config(self);
     expect_status(muster_group_create(&config, NULL), MUSTER_ERR_ARGUMENT, "group NULL");
@@ -369,6 +403,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(wrong_configurations_need_no_group),
+        cmocka_unit_test(enormous_exchanges_are_refused),
         cmocka_unit_test(all_types_are_taken),
         cmocka_unit_test(quantised_returns_need_less_memory),
         cmocka_unit_test(wrong_configurations_are_refused_locally),
