@@ -160,6 +160,9 @@ typedef struct muster_group_config {
 /*
  * Joins or founds the group. Blocks until a view with this rank in it is ready, at most start_timeout_us (the error
  * then names the ranks that are missing). One thread. On failure *group is untouched.
+ * CPU: takes all pages of the symmetric memory, so that no step fails for want of one. Before it takes any it looks at what
+ * the host and the memory cgroups of this process have left. MEMORY names the limit that is in the way, of this rank's own
+ * memory or of mapping a peer's. Later, a rank that cannot map a newcomer's memory leaves, and its group ends with MEMORY.
  * CUDA: also opens the device, loads every kernel, and takes all memory that the group will ever need there; that may
  * wait for whatever the device is doing.
  * Errors: ARGUMENT, ORDER (this process has a group in that place of the store already), UNSUPPORTED (there is no such

@@ -122,6 +122,7 @@ static bool agent_mapped(const muster_group *g, int rank, uint32_t incarnation)
 static void agent_raise(muster_group *g, const struct view *view)
 {
     g->opening = 0;
+    g->unmapped = MUSTER_OK; /* it is asked for again */
     atomic_store(&g->begun, 0);
     atomic_store(&g->control.live_epoch, view->epoch); /* running kernels return */
     if (g->device)
@@ -258,6 +259,13 @@ static void agent_stop(muster_group *g, const struct member_action *action)
     group_stop(g, action->status, text);
 }
 
+/* Nothing of this rank's executes any more, so nothing of it can reach into memory of others. */
+static void agent_depart(muster_group *g)
+{
+    g->departed = true;
+    g->store->ops->leave(g->store);
+}
+
 static void agent_act(muster_group *g, const struct member_action *action)
 {
     switch (action->type) {
@@ -273,7 +281,7 @@ static void agent_act(muster_group *g, const struct member_action *action)
         break;
     case MEMBER_DO_STOP: agent_stop(g, action); break;
     case MEMBER_DO_LEFT:
-        g->store->ops->leave(g->store);
+        agent_depart(g);
         group_stop(g, MUSTER_ERR_LEFT, "this rank has left");
         break;
     }
@@ -379,6 +387,19 @@ static void agent_reply(muster_group *g, const struct store_event *e)
         g->store->ops->watch_again(g->store);
 }
 
+static void agent_map(muster_group *g, int rank, const struct store_event *e)
+{
+    unsigned char *base;
+    muster_status status = group_memory_map(g, e->fd, &base);
+    if (status == MUSTER_OK) {
+        agent_unmap(g, &g->prepared[rank]);
+        g->prepared[rank] = (struct group_mapping){.incarnation = e->incarnation, .base = base};
+        return;
+    }
+    g->unmapped = status;
+    snprintf(g->unmapped_text, sizeof g->unmapped_text, "memory of rank %d: %s", rank, muster_last_error());
+}
+
 /* A newcomer's memory; one that came for a view that is no longer being prepared is dropped. */
 static void agent_memory(muster_group *g, const struct store_event *e)
 {
@@ -387,13 +408,8 @@ static void agent_memory(muster_group *g, const struct store_event *e)
     int r = e->rank;
     bool wanted = mask_has(g->raising.mask, r) && g->raising.incarnation[r] == e->incarnation &&
                   !agent_mapped(g, r, e->incarnation);
-    unsigned char *base;
-    if (wanted && group_memory_map(g, e->fd, &base) == MUSTER_OK) {
-        agent_unmap(g, &g->prepared[r]);
-        g->prepared[r] = (struct group_mapping){.incarnation = e->incarnation, .base = base};
-    } else if (wanted) {
-        log_line(LOG_LEVEL_ERROR, "memory of rank %d: %s", r, muster_last_error());
-    }
+    if (wanted)
+        agent_map(g, r, e);
     close(e->fd);
 }
 
@@ -488,6 +504,12 @@ static void agent_check_quiesced(muster_group *g)
         return;
     if (g->device && !g->device_ops->epoch_quiet(g->device, view->epoch))
         return;
+    if (g->unmapped != MUSTER_OK) { /* the others go on without this rank, and need not wait for a deadline to do so */
+        g->raising = (struct view){0};
+        agent_depart(g);
+        group_stop(g, g->unmapped, g->unmapped_text);
+        return;
+    }
     for (int r = mask_next(view->mask, 0); r >= 0; r = mask_next(view->mask, r + 1))
         if (!agent_mapped(g, r, view->incarnation[r]))
             return;

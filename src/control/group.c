@@ -17,8 +17,10 @@
 #include "core/error.h"
 #include "core/fault.h"
 #include "core/log.h"
+#include "core/signals.h"
 #include "core/size.h"
 #include "core/trace.h"
+#include "memory/room.h"
 
 /* ---- Deadlines on the condition ---- */
 
@@ -239,6 +241,13 @@ static void group_free(muster_group *g)
     free(g);
 }
 
+static muster_status group_no_memory(void)
+{
+    char why[ROOM_TEXT_BYTES];
+    room_explain_map(errno, sizeof(muster_group), why);
+    return error_set(MUSTER_ERR_MEMORY, "no memory for the %zu bytes of a group: %s", sizeof(muster_group), why);
+}
+
 muster_status muster_group_create(const muster_group_config *config, muster_group **group)
 {
     fault_configure();
@@ -250,7 +259,7 @@ muster_status muster_group_create(const muster_group_config *config, muster_grou
     struct identity identity;
     muster_group *g = calloc(1, sizeof *g);
     if (!g)
-        return error_set(MUSTER_ERR_MEMORY, "no memory for a group");
+        return group_no_memory();
     status = group_resolve(config, &identity, &g->config);
     if (status != MUSTER_OK)
         goto free_memory;
@@ -294,7 +303,8 @@ end_agent:
 free_region:
     group_memory_close(g);
 close_store:
-    g->store->ops->leave(g->store); /* an error is no death: without this the store would have to kill us */
+    if (!g->departed)
+        g->store->ops->leave(g->store); /* an error is no death: without this the store would have to kill us */
     g->store->ops->close(g->store);
 free_group:
     group_free(g);
@@ -373,11 +383,8 @@ muster_status muster_group_leave(muster_group *g)
     return left ? MUSTER_OK : group_check(g);
 }
 
-static void group_write_trace(const muster_group *g)
+static void group_write_trace_to(const muster_group *g, const char *pattern)
 {
-    const char *pattern = config_text(CONFIG_TRACE, NULL);
-    if (!*pattern)
-        return;
     char path[512];
     const char *mark = strstr(pattern, "%r");
     if (mark)
@@ -394,6 +401,17 @@ static void group_write_trace(const muster_group *g)
     fprintf(out, "{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":%d,\"args\":{\"name\":\"rank %d\"}}\n]\n",
             g->config.rank, g->config.rank);
     fclose(out);
+}
+
+static void group_write_trace(const muster_group *g)
+{
+    struct signals_held held;
+    const char *pattern = config_text(CONFIG_TRACE, NULL);
+    if (!*pattern)
+        return;
+    signals_hold(&held);
+    group_write_trace_to(g, pattern);
+    signals_let_go(&held);
 }
 
 /*
@@ -421,7 +439,7 @@ void muster_group_destroy(muster_group *g)
     muster_group_leave(g);
     group_end_agent(g);
     group_write_trace(g);
-    if (!g->left)
+    if (!g->departed)
         g->store->ops->leave(g->store); /* a rank whose group has ended leaves too: its exit is no fault */
     g->store->ops->close(g->store);
     group_await_quiet(g);

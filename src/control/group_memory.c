@@ -36,7 +36,7 @@ muster_status group_memory_open(struct muster_group *g)
 {
     uint64_t bytes = memory_region_bytes(g->config.memory_bytes);
     if (g->config.backend == MUSTER_BACKEND_CPU)
-        return shm_create(bytes, &g->region);
+        return shm_create(bytes, g->config.ranks, &g->region);
     muster_status status = memory_open_device(g);
     if (status != MUSTER_OK)
         return status;

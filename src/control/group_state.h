@@ -131,6 +131,10 @@ struct muster_group {
     uint64_t paused_ns; /* how long it has just not run, until its member has been told */
     uint64_t pause_end_ns; /* when the last such pause was over; 0: there was none */
     bool stopped;
+    bool departed; /* it has told the store that this rank leaves; read by the caller when the agent has ended */
+    muster_status
+        unmapped; /* why memory of the view that is prepared could not be mapped; MUSTER_OK: all could so far */
+    char unmapped_text[512];
 
     /* The caller's own. */
     struct group_step_state step;

@@ -9,6 +9,7 @@
 
 #include "core/config.h"
 #include "core/log.h"
+#include "core/signals.h"
 
 static const char *const fault_names[FAULT_POINTS] = {
     [FAULT_NONE] = "none",
@@ -112,8 +113,11 @@ static void fault_list(enum fault_point point)
     size_t length = strlen(fault_names[point]);
     memcpy(line, fault_names[point], length);
     line[length] = '\n';
+    struct signals_held held;
+    signals_hold(&held);
     ssize_t ignored = write(fault_list_fd, line, length + 1);
     (void)ignored;
+    signals_let_go(&held);
 }
 
 void fault_reached(enum fault_point point)

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "core/config.h"
+#include "core/signals.h"
 
 static _Atomic int log_rank = -1;
 
@@ -54,6 +55,9 @@ void log_line(enum log_level level, const char *format, ...)
     if (length > sizeof line - 2)
         length = sizeof line - 2;
     line[length++] = '\n';
+    struct signals_held held;
+    signals_hold(&held);
     ssize_t ignored = write(STDERR_FILENO, line, length);
     (void)ignored;
+    signals_let_go(&held);
 }

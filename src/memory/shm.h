@@ -16,8 +16,11 @@ struct shm_region {
     unsigned char *base;
 };
 
-/* Makes this rank's region, zeroed; its size is sealed. On failure *region is untouched. */
-muster_status shm_create(uint64_t bytes, struct shm_region *region);
+/*
+ * Makes this rank's region, zeroed; its size is sealed, and every page of it is taken. `sharers` ranks may do so at a time.
+ * MEMORY names the limit that is in the way. On failure *region is untouched.
+ */
+muster_status shm_create(uint64_t bytes, int sharers, struct shm_region *region);
 void shm_destroy(struct shm_region *region);
 
 /* Maps a peer's region; refuses one of another size or one that could be cut short under us. Keeps fd open. */
