@@ -189,7 +189,7 @@ MUSTER_API muster_status muster_ep_create(muster_group *group, const muster_ep_c
 
 /*
  * Frees the exchange. Local, does not block. Its symmetric memory stays with the group, so kernels that are still
- * enqueued do no harm; graphs of it are not launched any more. NULL is allowed.
+ * enqueued do no harm; graphs of it are not launched any more. NULL is allowed; in a forked child it does nothing.
  */
 MUSTER_API void muster_ep_destroy(muster_ep *ep);
 

@@ -16,7 +16,8 @@ extern "C" {
 
 /*
  * The ranks that communicate. Children (exchanges) hold their group: destroy them first. A store serves one group, in which
- * a process is a rank once: a second group of the process there is created when the first one has been destroyed.
+ * a process is a rank once: a second group of the process there is created when the first one has been destroyed. To a
+ * forked child its parent's handles are of no use: every call returns FORKED at once, whatever the parent's threads did.
  */
 typedef struct muster_group muster_group;
 
@@ -180,8 +181,8 @@ MUSTER_API muster_status muster_group_create(const muster_group_config *config, 
 MUSTER_API muster_status muster_group_leave(muster_group *group);
 
 /*
- * Leaves, if that was not done, and frees everything. NULL is allowed. CUDA: waits until the device has nothing more to
- * do, of the caller's work either.
+ * Leaves, if that was not done, and frees everything. NULL is allowed; in a forked child it does nothing. CUDA: waits until
+ * the device has nothing more to do, of the caller's work either.
  */
 MUSTER_API void muster_group_destroy(muster_group *group);
 

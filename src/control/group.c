@@ -53,6 +53,11 @@ void group_stop(muster_group *g, muster_status status, const char *text)
         log_line(LOG_LEVEL_ERROR, "the group has ended for this rank: %s: %s", muster_status_name(status), text);
 }
 
+bool group_is_forked(const muster_group *g)
+{
+    return g->forks != fork_count();
+}
+
 muster_status group_check(muster_group *g)
 {
     if (group_is_forked(g))
@@ -471,6 +476,8 @@ muster_status muster_group_view(const muster_group *group, muster_view *view)
 
 muster_status muster_group_wait_ready(muster_group *g, uint64_t timeout_us)
 {
+    if (group_is_forked(g))
+        return group_check(g);
     struct timespec deadline = group_deadline(timeout_us);
     bool in_time = true;
     pthread_mutex_lock(&g->lock);

@@ -94,7 +94,13 @@ uint64_t group_first_sequence(const muster_group *g);
 
 uint64_t group_start_timeout_us(const muster_group *g);
 
-/* Sticky error of the group, MUSTER_OK if none, with muster_last_error() set. */
+/*
+ * Whether this process is a forked child of the one that has the group. Asked before any lock is taken: a thread that is
+ * not in the child may hold it there for ever.
+ */
+bool group_is_forked(const muster_group *g);
+
+/* FORKED in a forked child, or the sticky error of the group; MUSTER_OK if none. With muster_last_error() set. */
 muster_status group_check(muster_group *g);
 
 #endif

@@ -190,9 +190,4 @@ void group_epoch_failed(muster_group *g, uint32_t epoch);
 /* M32: the default progress of a rank is its count of good steps. */
 void group_count_step(muster_group *g, bool good);
 
-static inline bool group_is_forked(const struct muster_group *g)
-{
-    return g->forks != fork_count();
-}
-
 #endif

@@ -140,7 +140,7 @@ free_made:
 
 void muster_ep_destroy(muster_ep *ep)
 {
-    if (!ep)
+    if (!ep || group_is_forked(ep->group))
         return;
     if (ep_busy(&ep->child)) {
         group_step_fail(ep->group, MUSTER_REASON_ABORT, MUSTER_PHASE_COMBINE); /* it will never combine */
