@@ -9,7 +9,7 @@
 
 #include "core/error.h"
 
-/* A whole number that must be there. The limits keep every product of two of them, in bytes, inside 64 bits. */
+/* A whole number. The limits keep every product of two of them, in bytes, inside 64 bits. */
 struct integer_field {
     const char *name;
     size_t offset;
@@ -21,15 +21,21 @@ static const struct integer_field integer_fields[] = {
     {"hidden_size", offsetof(struct model_config, hidden_size), 4, 1 << 16},
     {"num_hidden_layers", offsetof(struct model_config, num_hidden_layers), 1, 1024},
     {"num_attention_heads", offsetof(struct model_config, num_attention_heads), 1, 1024},
-    {"num_key_value_heads", offsetof(struct model_config, num_key_value_heads), 1, 1024},
-    {"head_dim", offsetof(struct model_config, head_dim), 2, 1024},
-    {"num_experts", offsetof(struct model_config, num_experts), 1, 4096},
     {"num_experts_per_tok", offsetof(struct model_config, num_experts_per_tok), 1, 32},
     {"moe_intermediate_size", offsetof(struct model_config, moe_intermediate_size), 1, 1 << 18},
     {"max_position_embeddings", offsetof(struct model_config, max_position_embeddings), 1, 1 << 24},
 };
 
 enum { INTEGER_FIELDS = sizeof(integer_fields) / sizeof(integer_fields[0]) };
+
+/* These may be left out, be null, or have another name. */
+static const struct integer_field head_dim_field = {"head_dim", offsetof(struct model_config, head_dim), 2, 1024};
+static const struct integer_field kv_heads_field = {"num_key_value_heads",
+                                                    offsetof(struct model_config, num_key_value_heads), 1, 1024};
+static const struct integer_field experts_fields[] = {
+    {"num_experts", offsetof(struct model_config, num_experts), 1, 4096},
+    {"num_local_experts", offsetof(struct model_config, num_experts), 1, 4096},
+};
 
 /* ---- One field ---- */
 
@@ -60,10 +66,9 @@ static muster_status read_integer(const json_t *root, const char *label, const s
     return MUSTER_OK;
 }
 
-static muster_status read_number(const json_t *root, const char *label, const char *name, double minimum,
+static muster_status read_number(const json_t *value, const char *label, const char *name, double minimum,
                                  double maximum, float *out)
 {
-    const json_t *value = json_object_get(root, name);
     if (!json_is_number(value))
         return wrong_type(label, name, "a number", value);
     double number = json_number_value(value);
@@ -112,7 +117,7 @@ static bool absent_or_empty(const json_t *value)
 
 static bool absent_or_one(const json_t *value)
 {
-    return absent_or_null(value) || (json_is_integer(value) && json_integer_value(value) == 1);
+    return absent_or_null(value) || (json_is_number(value) && json_number_value(value) == 1);
 }
 
 static const struct {
@@ -120,13 +125,9 @@ static const struct {
     bool (*allowed)(const json_t *value);
     const char *want;
 } unbuilt_features[] = {
-    {"attention_bias", absent_or_false, "false"},
-    {"use_sliding_window", absent_or_false, "false"},
-    {"mlp_only_layers", absent_or_empty, "[]"},
-    {"decoder_sparse_step", absent_or_one, "1"},
-    {"rope_scaling", absent_or_null, "null"},
-    {"rope_parameters", absent_or_null, "null, and rope_theta a field of its own"},
-    {"quantization_config", absent_or_null, "null"},
+    {"attention_bias", absent_or_false, "false"},  {"use_sliding_window", absent_or_false, "false"},
+    {"mlp_only_layers", absent_or_empty, "[]"},    {"decoder_sparse_step", absent_or_one, "1"},
+    {"partial_rotary_factor", absent_or_one, "1"}, {"quantization_config", absent_or_null, "null"},
 };
 
 static muster_status refuse_unbuilt(const json_t *root, const char *label)
@@ -138,6 +139,117 @@ static muster_status refuse_unbuilt(const json_t *root, const char *label)
     return MUSTER_OK;
 }
 
+/* ---- Rotary positions: rope_theta, alone or inside rope_scaling (transformers 4) or rope_parameters (5) ---- */
+
+/* One member of such an object. Plain rotary positions have a type and theta; whatever else is set would change them. */
+static muster_status check_rope_member(const json_t *rope, const char *label, const char *object, const char *name)
+{
+    const json_t *value = json_object_get(rope, name);
+    if (absent_or_null(value) || strcmp(name, "rope_theta") == 0)
+        return MUSTER_OK;
+    if (strcmp(name, "partial_rotary_factor") == 0 && absent_or_one(value))
+        return MUSTER_OK;
+    if (strcmp(name, "rope_type") != 0 && strcmp(name, "type") != 0)
+        return error_set(MUSTER_ERR_UNSUPPORTED, "%s: %s.%.60s is not supported: it must be left out", label, object,
+                         name);
+    if (json_is_string(value) && strcmp(json_string_value(value), "default") == 0)
+        return MUSTER_OK;
+    return error_set(MUSTER_ERR_UNSUPPORTED, "%s: %s.%s = %.60s is not supported; only \"default\" is", label, object,
+                     name, json_is_string(value) ? json_string_value(value) : type_name(value));
+}
+
+/* Adds what one place says of theta; 0: no place has said anything yet. */
+static muster_status read_theta(const json_t *value, const char *label, const char *place, float *theta)
+{
+    float said = 0;
+    if (absent_or_null(value))
+        return MUSTER_OK;
+    muster_status status = read_number(value, label, place, 1, 1e12, &said);
+    if (status == MUSTER_OK && *theta != 0 && *theta != said)
+        return error_set(MUSTER_ERR_ARGUMENT, "%s: %s = %g, but another rope_theta = %g: they must agree", label, place,
+                         (double)said, (double)*theta);
+    if (status == MUSTER_OK)
+        *theta = said;
+    return status;
+}
+
+static muster_status read_rope_object(const json_t *root, const char *label, const char *object, float *theta)
+{
+    const json_t *rope = json_object_get(root, object);
+    if (absent_or_null(rope))
+        return MUSTER_OK;
+    if (!json_is_object(rope))
+        return wrong_type(label, object, "an object or null", rope);
+    for (void *at = json_object_iter((json_t *)rope); at; at = json_object_iter_next((json_t *)rope, at)) {
+        muster_status status = check_rope_member(rope, label, object, json_object_iter_key(at));
+        if (status != MUSTER_OK)
+            return status;
+    }
+    char place[64];
+    snprintf(place, sizeof(place), "%s.rope_theta", object);
+    return read_theta(json_object_get(rope, "rope_theta"), label, place, theta);
+}
+
+static muster_status read_rope(const json_t *root, const char *label, float *theta)
+{
+    float said = 0;
+    muster_status status = read_theta(json_object_get(root, "rope_theta"), label, "rope_theta", &said);
+    if (status == MUSTER_OK)
+        status = read_rope_object(root, label, "rope_scaling", &said);
+    if (status == MUSTER_OK)
+        status = read_rope_object(root, label, "rope_parameters", &said);
+    if (status == MUSTER_OK && said == 0)
+        return wrong_type(label, "rope_theta", "a number, here or in rope_parameters", NULL);
+    *theta = said;
+    return status;
+}
+
+/* ---- Whole numbers that need not be there under their name ---- */
+
+/*
+ * A guess would be wrong for a model whose heads have another width. Then its norm of queries has that width, too, and
+ * the tensors' shapes are refused.
+ */
+static muster_status read_head_dim(const json_t *root, const char *label, struct model_config *config)
+{
+    if (!absent_or_null(json_object_get(root, head_dim_field.name)))
+        return read_integer(root, label, &head_dim_field, config);
+    int32_t dim = config->hidden_size / config->num_attention_heads;
+    if (config->hidden_size % config->num_attention_heads || dim < head_dim_field.minimum ||
+        dim > head_dim_field.maximum)
+        return error_set(MUSTER_ERR_ARGUMENT,
+                         "%s: head_dim is missing, and hidden_size = %d over num_attention_heads = %d gives none of %d "
+                         "to %d",
+                         label, config->hidden_size, config->num_attention_heads, head_dim_field.minimum,
+                         head_dim_field.maximum);
+    config->head_dim = dim;
+    return MUSTER_OK;
+}
+
+/* Null means that heads share no keys. */
+static muster_status read_kv_heads(const json_t *root, const char *label, struct model_config *config)
+{
+    if (!json_is_null(json_object_get(root, kv_heads_field.name)))
+        return read_integer(root, label, &kv_heads_field, config);
+    config->num_key_value_heads = config->num_attention_heads;
+    return MUSTER_OK;
+}
+
+/* transformers 5 writes num_local_experts. */
+static muster_status read_experts(const json_t *root, const char *label, struct model_config *config)
+{
+    struct model_config other = {0};
+    bool local = !absent_or_null(json_object_get(root, experts_fields[1].name));
+    bool both = local && !absent_or_null(json_object_get(root, experts_fields[0].name));
+    muster_status status = read_integer(root, label, &experts_fields[local], config);
+    if (status == MUSTER_OK && both)
+        status = read_integer(root, label, &experts_fields[0], &other);
+    if (status == MUSTER_OK && both && other.num_experts != config->num_experts)
+        return error_set(MUSTER_ERR_ARGUMENT, "%s: num_experts = %d, but num_local_experts = %d: they must agree",
+                         label, other.num_experts, config->num_experts);
+    return status;
+}
+
 /* ---- The whole ---- */
 
 static muster_status read_integers(const json_t *root, const char *label, struct model_config *config)
@@ -145,18 +257,33 @@ static muster_status read_integers(const json_t *root, const char *label, struct
     muster_status status = MUSTER_OK;
     for (int i = 0; i < INTEGER_FIELDS && status == MUSTER_OK; i++)
         status = read_integer(root, label, &integer_fields[i], config);
+    if (status == MUSTER_OK)
+        status = read_kv_heads(root, label, config);
+    if (status == MUSTER_OK)
+        status = read_head_dim(root, label, config);
+    if (status == MUSTER_OK)
+        status = read_experts(root, label, config);
     return status;
+}
+
+/* Left out, it is false: a checkpoint that ties them has no lm_head.weight, and is refused for that. */
+static muster_status read_tie(const json_t *root, const char *label, bool *tie)
+{
+    if (absent_or_null(json_object_get(root, "tie_word_embeddings")))
+        return MUSTER_OK;
+    return read_flag(root, label, "tie_word_embeddings", tie);
 }
 
 static muster_status read_others(const json_t *root, const char *label, struct model_config *config)
 {
-    muster_status status = read_number(root, label, "rms_norm_eps", 0, 1, &config->rms_norm_eps);
+    muster_status status =
+        read_number(json_object_get(root, "rms_norm_eps"), label, "rms_norm_eps", 0, 1, &config->rms_norm_eps);
     if (status == MUSTER_OK)
-        status = read_number(root, label, "rope_theta", 1, 1e12, &config->rope_theta);
+        status = read_rope(root, label, &config->rope_theta);
     if (status == MUSTER_OK)
         status = read_flag(root, label, "norm_topk_prob", &config->norm_topk_prob);
     if (status == MUSTER_OK)
-        status = read_flag(root, label, "tie_word_embeddings", &config->tie_word_embeddings);
+        status = read_tie(root, label, &config->tie_word_embeddings);
     return status;
 }
 

@@ -103,9 +103,15 @@ static const struct wrong_case {
     {"rms_norm_eps", "-1e-6", MUSTER_ERR_ARGUMENT, "must be 0 to 1"},
     {"rms_norm_eps", "true", MUSTER_ERR_ARGUMENT, "must be a number, and is true"},
     {"rope_theta", "0", MUSTER_ERR_ARGUMENT, "must be 1 to"},
-    {"rope_theta", NULL, MUSTER_ERR_ARGUMENT, "must be a number, and is missing"},
+    {"rope_theta", "null", MUSTER_ERR_ARGUMENT, "must be a number, here or in rope_parameters, and is missing"},
+    {"rope_theta", NULL, MUSTER_ERR_ARGUMENT, "must be a number, here or in rope_parameters, and is missing"},
     {"norm_topk_prob", "1", MUSTER_ERR_ARGUMENT, "must be true or false"},
-    {"tie_word_embeddings", NULL, MUSTER_ERR_ARGUMENT, "must be true or false, and is missing"},
+    {"norm_topk_prob", NULL, MUSTER_ERR_ARGUMENT, "must be true or false, and is missing"},
+    {"tie_word_embeddings", "0", MUSTER_ERR_ARGUMENT, "must be true or false, and is a whole number"},
+    {"num_key_value_heads", NULL, MUSTER_ERR_ARGUMENT, "must be a whole number, and is missing"},
+    {"num_experts", NULL, MUSTER_ERR_ARGUMENT, "must be a whole number, and is missing"},
+    {"num_local_experts", "31", MUSTER_ERR_ARGUMENT, "num_experts = 32, but num_local_experts = 31"},
+    {"num_local_experts", "\"32\"", MUSTER_ERR_ARGUMENT, "and is a string"},
     {"model_type", "\"qwen2_moe\"", MUSTER_ERR_UNSUPPORTED, "\"qwen2_moe\" is not supported; only \"qwen3_moe\""},
     {"model_type", NULL, MUSTER_ERR_ARGUMENT, "must be a string, and is missing"},
     {"hidden_act", "\"gelu\"", MUSTER_ERR_UNSUPPORTED, "only \"silu\""},
@@ -113,8 +119,17 @@ static const struct wrong_case {
     {"use_sliding_window", "true", MUSTER_ERR_UNSUPPORTED, "must be false"},
     {"mlp_only_layers", "[1]", MUSTER_ERR_UNSUPPORTED, "must be []"},
     {"decoder_sparse_step", "2", MUSTER_ERR_UNSUPPORTED, "must be 1"},
-    {"rope_scaling", "{\"rope_type\": \"yarn\"}", MUSTER_ERR_UNSUPPORTED, "must be null"},
-    {"rope_parameters", "{\"rope_theta\": 10000}", MUSTER_ERR_UNSUPPORTED, "must be null"},
+    {"partial_rotary_factor", "0.5", MUSTER_ERR_UNSUPPORTED, "must be 1"},
+    {"rope_scaling", "{\"rope_type\": \"yarn\"}", MUSTER_ERR_UNSUPPORTED, "rope_scaling.rope_type = yarn is not"},
+    {"rope_scaling", "{\"type\": \"linear\"}", MUSTER_ERR_UNSUPPORTED, "rope_scaling.type = linear is not"},
+    {"rope_scaling", "{\"rope_type\": \"default\", \"type\": 3}", MUSTER_ERR_UNSUPPORTED, "type = a whole number"},
+    {"rope_scaling", "{\"factor\": 2.0}", MUSTER_ERR_UNSUPPORTED, "rope_scaling.factor is not supported"},
+    {"rope_scaling", "[]", MUSTER_ERR_ARGUMENT, "must be an object or null, and is a list"},
+    {"rope_parameters", "{\"rope_type\": \"llama3\"}", MUSTER_ERR_UNSUPPORTED, "rope_parameters.rope_type = llama3"},
+    {"rope_parameters", "{\"full_attention\": {}}", MUSTER_ERR_UNSUPPORTED, "rope_parameters.full_attention"},
+    {"rope_parameters", "{\"partial_rotary_factor\": 0.5}", MUSTER_ERR_UNSUPPORTED, ".partial_rotary_factor"},
+    {"rope_parameters", "{\"rope_theta\": 1000000}", MUSTER_ERR_ARGUMENT, "rope_parameters.rope_theta = 1e+06, but"},
+    {"rope_parameters", "{\"rope_theta\": \"10000\"}", MUSTER_ERR_ARGUMENT, "rope_theta must be a number, and"},
     {"quantization_config", "{}", MUSTER_ERR_UNSUPPORTED, "must be null"},
 };
 
@@ -133,6 +148,90 @@ static void test_wrong_fields(void **state)
                      muster_last_error());
         assert_memory_equal(&config, &before, sizeof(config));
     }
+}
+
+/* What changes nothing is accepted: the whole configuration must be the one of the file as it is. */
+static const struct harmless_case {
+    const char *name, *value;
+} harmless_cases[] = {
+    {"rope_scaling", "{}"},
+    {"rope_scaling", NULL},
+    {"rope_scaling", "{\"rope_type\": \"default\"}"},
+    {"rope_scaling", "{\"type\": \"default\"}"},
+    {"rope_scaling", "{\"rope_type\": \"default\", \"factor\": null}"},
+    {"rope_parameters", "null"},
+    {"rope_parameters", "{}"},
+    {"rope_parameters", "{\"rope_theta\": 10000}"},
+    {"rope_parameters", "{\"rope_theta\": 10000.0, \"rope_type\": \"default\", \"partial_rotary_factor\": 1.0}"},
+    {"partial_rotary_factor", "1.0"},
+    {"head_dim", NULL},
+    {"head_dim", "null"},
+    {"num_local_experts", "32"},
+    {"tie_word_embeddings", NULL},
+    {"tie_word_embeddings", "null"},
+    {"torch_dtype", NULL},
+    {"dtype", "\"bfloat16\""},
+    {"mlp_only_layers", "null"},
+    {"decoder_sparse_step", "null"},
+    {"quantization_config", "null"},
+    {"layer_types", "[\"full_attention\"]"},
+    {"transformers_version", "\"5.0.0\""},
+    {"a_field_of_tomorrow", "{\"deep\": [1, {\"er\": null}]}"},
+};
+
+static void test_harmless_fields(void **state)
+{
+    (void)state;
+    struct model_config real, config;
+    memset(&real, 0, sizeof(real));
+    assert_int_equal(model_config_read(MODEL_DIR, &real), MUSTER_OK);
+    for (size_t i = 0; i < sizeof(harmless_cases) / sizeof(harmless_cases[0]); i++) {
+        const struct harmless_case *c = &harmless_cases[i];
+        memset(&config, 0, sizeof(config));
+        if (parse_with(c->name, c->value, &config) != MUSTER_OK || memcmp(&config, &real, sizeof(config)))
+            fail_msg("%s = %s: %s", c->name, c->value ? c->value : "(removed)", muster_last_error());
+    }
+}
+
+/* As transformers 5 writes the same model: theta inside rope_parameters, dtype, num_local_experts, no head_dim. */
+static void test_transformers_5(void **state)
+{
+    (void)state;
+    static const char text[] =
+        "{\"architectures\": [\"Qwen3MoeForCausalLM\"], \"attention_bias\": false, \"attention_dropout\": 0.0,"
+        " \"bos_token_id\": null, \"decoder_sparse_step\": 1, \"dtype\": \"bfloat16\", \"eos_token_id\": null,"
+        " \"head_dim\": 32, \"hidden_act\": \"silu\", \"hidden_size\": 128, \"initializer_range\": 0.02,"
+        " \"intermediate_size\": 256, \"max_position_embeddings\": 1024, \"mlp_only_layers\": [],"
+        " \"model_type\": \"qwen3_moe\", \"moe_intermediate_size\": 64, \"norm_topk_prob\": true,"
+        " \"num_attention_heads\": 4, \"num_experts_per_tok\": 4, \"num_hidden_layers\": 4,"
+        " \"num_key_value_heads\": 2, \"num_local_experts\": 32, \"output_router_logits\": false,"
+        " \"pad_token_id\": null, \"rms_norm_eps\": 1e-06,"
+        " \"rope_parameters\": {\"rope_theta\": 10000.0, \"rope_type\": \"default\"}, \"router_aux_loss_coef\": 0.01,"
+        " \"sliding_window\": null, \"tie_word_embeddings\": false, \"transformers_version\": \"5.0.0\","
+        " \"use_cache\": true, \"use_sliding_window\": false, \"vocab_size\": 256}";
+    struct model_config real, config;
+    memset(&real, 0, sizeof(real));
+    memset(&config, 0, sizeof(config));
+    assert_int_equal(model_config_read(MODEL_DIR, &real), MUSTER_OK);
+    if (parse(text, &config) != MUSTER_OK)
+        fail_msg("%s", muster_last_error());
+    assert_memory_equal(&config, &real, sizeof(config));
+}
+
+static void test_left_out_numbers(void **state)
+{
+    (void)state;
+    struct model_config c = {0};
+    assert_int_equal(parse_with("num_key_value_heads", "null", &c), MUSTER_OK);
+    assert_int_equal(c.num_key_value_heads, 4);
+    json_t *root = json_load_file(MODEL_DIR "/config.json", 0, NULL);
+    assert_int_equal(json_object_del(root, "head_dim"), 0);
+    json_object_set_new(root, "num_attention_heads", json_integer(6)); /* 128 over 6 */
+    char *text = json_dumps(root, 0);
+    assert_int_equal(parse(text, &c), MUSTER_ERR_ARGUMENT);
+    assert_non_null(strstr(muster_last_error(), "a/config.json: head_dim is missing, and hidden_size = 128"));
+    free(text);
+    json_decref(root);
 }
 
 static void test_not_json(void **state)
@@ -227,10 +326,11 @@ static void test_group_wishes(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_real),         cmocka_unit_test(test_values_are_read),
-        cmocka_unit_test(test_wrong_fields), cmocka_unit_test(test_not_json),
-        cmocka_unit_test(test_deep),         cmocka_unit_test(test_files),
-        cmocka_unit_test(test_group_wishes),
+        cmocka_unit_test(test_real),           cmocka_unit_test(test_values_are_read),
+        cmocka_unit_test(test_wrong_fields),   cmocka_unit_test(test_harmless_fields),
+        cmocka_unit_test(test_transformers_5), cmocka_unit_test(test_left_out_numbers),
+        cmocka_unit_test(test_not_json),       cmocka_unit_test(test_deep),
+        cmocka_unit_test(test_files),          cmocka_unit_test(test_group_wishes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
