@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Placement: which slot holds which expert. Pure arithmetic on caller-owned arrays; no call blocks; any thread. */
+/*
+ * Placement: which slot holds which expert. Pure arithmetic on caller-owned arrays; no call blocks; any thread. Time
+ * grows with the slots and experts, hardly faster; a few times their size in memory is taken for the call, and without
+ * it the error is MEMORY.
+ */
 #ifndef MUSTER_PLACEMENT_H
 #define MUSTER_PLACEMENT_H
 

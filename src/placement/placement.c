@@ -20,6 +20,8 @@ struct table {
     int32_t *expert; /* [ranks * slots]: the caller's slot_to_expert */
     uint8_t *changed; /* [ranks * slots], or NULL */
     int32_t *copies; /* [experts] */
+    int64_t *scarcity; /* [2 * leaves]: while a rank is filled, how little each expert is wanted; see fill_rank */
+    size_t leaves;
     int32_t loads[MUSTER_MAX_RANKS]; /* slots of each rank that were given another expert */
 };
 
@@ -66,13 +68,23 @@ static int32_t *counters(int32_t count)
     return made;
 }
 
-static bool rank_holds(const struct table *t, int rank, int32_t expert)
+static void table_close(struct table *t)
 {
-    const int32_t *slot = t->expert + (size_t)rank * (size_t)t->slots;
-    for (int32_t i = 0; i < t->slots; i++)
-        if (slot[i] == expert)
-            return true;
-    return false;
+    free(t->scarcity);
+    free(t->copies);
+}
+
+/* Allocates all that placing needs, so that nothing can fail once the caller's table is being changed. */
+static muster_status table_open(struct table *t)
+{
+    for (t->leaves = 1; t->leaves < (size_t)t->experts;)
+        t->leaves *= 2;
+    t->copies = counters(t->experts);
+    t->scarcity = malloc(2 * t->leaves * sizeof(*t->scarcity));
+    if (t->copies && t->scarcity)
+        return MUSTER_OK;
+    table_close(t);
+    return error_set(MUSTER_ERR_MEMORY, "placement: no memory for %d experts", t->experts);
 }
 
 static void put(struct table *t, int32_t slot, int32_t expert)
@@ -87,35 +99,83 @@ static void put(struct table *t, int32_t slot, int32_t expert)
 }
 
 /*
- * The expert that a further slot of `rank` should hold: one that the rank has not got, if there is one; of those the
- * one with the fewest copies; of those the first from `next` on, cyclically.
+ * The order in which experts are given further slots of a rank: first one that the rank has not got; of those the one
+ * with the fewest copies; of those the first from `next` on, cyclically. A tree finds it: leaf [leaves + expert] holds
+ * the expert's copies, HELD more if the rank has it; each node above holds the lesser of its two children.
  */
-static int32_t scarcest(const struct table *t, int rank, int32_t next)
+static const int64_t HELD = INT64_C(1) << 32;
+
+static void scarcity_raise(struct table *t, size_t node)
 {
-    int32_t best = -1;
-    bool best_held = true;
-    for (int32_t i = 0; i < t->experts; i++) {
-        int32_t expert = (int32_t)(((int64_t)next + i) % t->experts);
-        bool held = rank_holds(t, rank, expert);
-        if (best < 0 || held < best_held || (held == best_held && t->copies[expert] < t->copies[best])) {
-            best = expert;
-            best_held = held;
-        }
-    }
-    return best;
+    int64_t *least = t->scarcity;
+    least[node] = least[2 * node] < least[2 * node + 1] ? least[2 * node] : least[2 * node + 1];
+}
+
+static void scarcity_set(struct table *t, int32_t expert, bool held)
+{
+    size_t node = t->leaves + (size_t)expert;
+    t->scarcity[node] = t->copies[expert] + (held ? HELD : 0);
+    while (node /= 2)
+        scarcity_raise(t, node);
+}
+
+static void scarcity_build(struct table *t)
+{
+    for (size_t i = 0; i < t->leaves; i++)
+        t->scarcity[t->leaves + i] = i < (size_t)t->experts ? t->copies[i] : INT64_MAX;
+    for (size_t node = t->leaves - 1; node > 0; node--)
+        scarcity_raise(t, node);
+}
+
+/* The largest subtree that begins where this one ends; the whole tree behind the last. */
+static size_t subtree_after(size_t node)
+{
+    while (node > 1 && node % 2)
+        node /= 2;
+    return node > 1 ? node + 1 : 1;
+}
+
+/* The first leaf from `next` on, cyclically, that holds the least of all. */
+static int32_t scarcest(const struct table *t, int32_t next)
+{
+    const int64_t *least = t->scarcity;
+    size_t node = t->leaves + (size_t)next;
+    while (node > 1 && least[node] != least[1])
+        node = subtree_after(node);
+    while (node < t->leaves)
+        node = least[2 * node] == least[node] ? 2 * node : 2 * node + 1;
+    return (int32_t)(node - t->leaves);
+}
+
+static void scarcity_mark(struct table *t, int rank, bool held)
+{
+    for (int32_t slot = rank * t->slots; slot < (rank + 1) * t->slots; slot++)
+        if (t->expert[slot] >= 0)
+            scarcity_set(t, t->expert[slot], held);
 }
 
 /* Fills the empty slots of one rank with further copies; returns where the round goes on. */
 static int32_t fill_rank(struct table *t, int rank, int32_t next)
 {
+    scarcity_mark(t, rank, true);
     for (int32_t slot = rank * t->slots; slot < (rank + 1) * t->slots; slot++) {
         if (t->expert[slot] >= 0)
             continue;
-        int32_t expert = scarcest(t, rank, next);
+        int32_t expert = scarcest(t, next);
         put(t, slot, expert);
+        scarcity_set(t, expert, true);
         next = (expert + 1) % t->experts;
     }
+    scarcity_mark(t, rank, false);
     return next;
+}
+
+static void fill_ranks(struct table *t, muster_mask ranks)
+{
+    int32_t next = 0;
+    scarcity_build(t);
+    for (int rank = mask_next(ranks, 0); rank >= 0; rank = mask_next(ranks, rank + 1))
+        next = fill_rank(t, rank, next);
 }
 
 static void clear_slots(struct table *t, int rank)
@@ -146,16 +206,16 @@ muster_status muster_placement_initial(int32_t experts, int32_t ranks, int32_t s
         return status;
     if (!slot_to_expert)
         return error_set(MUSTER_ERR_ARGUMENT, "slot_to_expert: must not be NULL");
-    struct table t = {experts, ranks, slots_per_rank, mask, slot_to_expert, NULL, counters(experts), {0}};
-    if (!t.copies)
-        return MUSTER_ERR_MEMORY;
+    struct table t = {
+        .experts = experts, .ranks = ranks, .slots = slots_per_rank, .mask = mask, .expert = slot_to_expert};
+    status = table_open(&t);
+    if (status != MUSTER_OK)
+        return status;
     for (int rank = 0; rank < ranks; rank++)
         clear_slots(&t, rank);
     place_contiguous(&t);
-    int32_t next = 0;
-    for (int rank = mask_next(mask, 0); rank >= 0; rank = mask_next(mask, rank + 1))
-        next = fill_rank(&t, rank, next);
-    free(t.copies);
+    fill_ranks(&t, mask);
+    table_close(&t);
     return MUSTER_OK;
 }
 
@@ -177,31 +237,73 @@ static void count_copies(struct table *t)
 }
 
 /*
- * Whether slot a is the better one to give to an expert without a copy: an empty one before a spare copy; then one of
- * the rank that has fewest to load so far, so that the loading is shared; then the spare of which there are most.
+ * The best slot of each rank for an expert without a copy: its first empty one, else that of the spare copy of which
+ * there are most. Copies only become fewer here, so what was found before is a bound for what would be found now.
  */
-static bool better_home(const struct table *t, int32_t a, int32_t b)
+struct homes {
+    int32_t slot[MUSTER_MAX_RANKS]; /* -1: the rank has none left */
+    int32_t copies[MUSTER_MAX_RANKS]; /* of the expert in it, when it was found; INT32_MAX for an empty slot */
+};
+
+static int32_t spare_copies(const struct table *t, int32_t slot)
 {
-    bool a_empty = t->expert[a] < 0, b_empty = t->expert[b] < 0;
-    int32_t a_loads = t->loads[a / t->slots], b_loads = t->loads[b / t->slots];
+    return t->expert[slot] < 0 ? INT32_MAX : t->copies[t->expert[slot]];
+}
+
+static void find_home(const struct table *t, int rank, struct homes *homes)
+{
+    homes->slot[rank] = -1;
+    homes->copies[rank] = 1; /* an expert's only copy stays */
+    for (int32_t slot = rank * t->slots; slot < (rank + 1) * t->slots; slot++)
+        if (spare_copies(t, slot) > homes->copies[rank]) {
+            homes->slot[rank] = slot;
+            homes->copies[rank] = spare_copies(t, slot);
+        }
+}
+
+/* An empty slot before a spare copy; then the rank that has fewest to load so far, so that the loading is shared. */
+static bool better_rank(const struct table *t, const struct homes *homes, int a, int b)
+{
+    bool a_empty = homes->copies[a] == INT32_MAX, b_empty = homes->copies[b] == INT32_MAX;
     if (a_empty != b_empty)
         return a_empty;
-    if (a_loads != b_loads)
-        return a_loads < b_loads;
-    return !a_empty && t->copies[t->expert[a]] > t->copies[t->expert[b]];
+    if (t->loads[a] != t->loads[b])
+        return t->loads[a] < t->loads[b];
+    return homes->copies[a] > homes->copies[b];
 }
 
 /* There always is one: the slots of the mask outnumber the experts that have a copy. */
-static int32_t home_for_orphan(const struct table *t)
+static int best_rank(const struct table *t, const struct homes *homes)
 {
-    int32_t best = -1;
+    int best = -1;
     for (int rank = mask_next(t->mask, 0); rank >= 0; rank = mask_next(t->mask, rank + 1))
-        for (int32_t slot = rank * t->slots; slot < (rank + 1) * t->slots; slot++) {
-            bool spare = t->expert[slot] < 0 || t->copies[t->expert[slot]] > 1;
-            if (spare && (best < 0 || better_home(t, slot, best)))
-                best = slot;
-        }
+        if (homes->slot[rank] >= 0 && (best < 0 || better_rank(t, homes, rank, best)))
+            best = rank;
     return best;
+}
+
+static int32_t home_for_orphan(const struct table *t, struct homes *homes)
+{
+    for (;;) {
+        int rank = best_rank(t, homes);
+        if (spare_copies(t, homes->slot[rank]) == homes->copies[rank])
+            return homes->slot[rank];
+        find_home(t, rank, homes);
+    }
+}
+
+static void place_orphans(struct table *t)
+{
+    struct homes homes;
+    for (int rank = mask_next(t->mask, 0); rank >= 0; rank = mask_next(t->mask, rank + 1))
+        find_home(t, rank, &homes);
+    for (int32_t expert = 0; expert < t->experts; expert++) {
+        if (t->copies[expert] > 0)
+            continue;
+        int32_t slot = home_for_orphan(t, &homes);
+        put(t, slot, expert);
+        find_home(t, slot / t->slots, &homes);
+    }
 }
 
 static void repair(struct table *t)
@@ -214,12 +316,8 @@ static void repair(struct table *t)
             came = mask_with(came, rank);
     }
     count_copies(t);
-    for (int32_t expert = 0; expert < t->experts; expert++)
-        if (t->copies[expert] == 0)
-            put(t, home_for_orphan(t), expert);
-    int32_t next = 0;
-    for (int rank = mask_next(came, 0); rank >= 0; rank = mask_next(came, rank + 1))
-        next = fill_rank(t, rank, next);
+    place_orphans(t);
+    fill_ranks(t, came);
 }
 
 muster_status muster_placement_repair(int32_t experts, int32_t ranks, int32_t slots_per_rank, muster_mask mask,
@@ -232,33 +330,40 @@ muster_status muster_placement_repair(int32_t experts, int32_t ranks, int32_t sl
         status = check_entries(experts, ranks * slots_per_rank, slot_to_expert);
     if (status != MUSTER_OK)
         return status;
-    struct table t = {experts, ranks, slots_per_rank, mask, slot_to_expert, changed, counters(experts), {0}};
-    if (!t.copies)
-        return MUSTER_ERR_MEMORY;
+    struct table t = {.experts = experts,
+                      .ranks = ranks,
+                      .slots = slots_per_rank,
+                      .mask = mask,
+                      .expert = slot_to_expert,
+                      .changed = changed};
+    status = table_open(&t);
+    if (status != MUSTER_OK)
+        return status;
     if (changed)
         memset(changed, 0, (size_t)ranks * (size_t)slots_per_rank);
     repair(&t);
-    free(t.copies);
+    table_close(&t);
     return MUSTER_OK;
 }
 
 /* ---------------------------------------------------------------------------------------------------------- routes */
 
-static int32_t own_copy(const struct table *t, int32_t rank, int32_t expert)
+/* The lowest slot of `rank` itself that holds each expert, -1 for those that it has not got. */
+static void pick_own(const struct table *t, int32_t rank, int32_t *expert_to_slot)
 {
-    for (int32_t slot = rank * t->slots; slot < (rank + 1) * t->slots; slot++)
-        if (t->expert[slot] == expert)
-            return slot;
-    return -1;
+    for (int32_t expert = 0; expert < t->experts; expert++)
+        expert_to_slot[expert] = -1;
+    for (int32_t slot = (rank + 1) * t->slots - 1; slot >= rank * t->slots; slot--)
+        if (t->expert[slot] >= 0)
+            expert_to_slot[t->expert[slot]] = slot;
 }
 
 /* Walks the table once; turn[expert] counts down to the copy that this rank is sent to. */
 static void pick_routes(const struct table *t, int32_t rank, int32_t *turn, int32_t *expert_to_slot)
 {
-    for (int32_t expert = 0; expert < t->experts; expert++) {
+    pick_own(t, rank, expert_to_slot);
+    for (int32_t expert = 0; expert < t->experts; expert++)
         turn[expert] = rank % t->copies[expert];
-        expert_to_slot[expert] = own_copy(t, rank, expert);
-    }
     for (int32_t slot = 0; slot < t->ranks * t->slots; slot++) {
         int32_t expert = t->expert[slot];
         if (expert >= 0 && expert_to_slot[expert] < 0 && turn[expert]-- == 0)
