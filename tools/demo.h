@@ -26,8 +26,8 @@ struct demo {
     char program[PATH_MAX];
     int32_t slots_per_rank;
     struct job reference, run; /* without a fault, and with */
-    bool same; /* the answers of both runs */
-    bool distinct; /* no answer is another prompt's answer, too */
+    bool same; /* each answer is, byte for byte, that of the run without a fault */
+    bool distinct; /* no two prompts have the same answer; says how sharp the comparison is, not how it ended */
 };
 
 /* demo_options.c: what was asked for; ends the program if it makes no sense. */

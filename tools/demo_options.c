@@ -37,11 +37,9 @@ static const char doc[] =
     "agreement: from there until the last survivor had installed a view without the rank\n"
     "weights: what the slowest rank took to load the experts that it lacked\n"
     "resume: from the signal until the last survivor had finished a good step in such a view\n\n"
-    "Identical: every answer is that of the run without a fault, byte for byte, and no two prompts have the same "
-    "answer.\n\n"
+    "Identical: every answer is that of the run without a fault, byte for byte.\n\n"
     "Exit status: 0 only if no token was lost, the output is identical, all faults happened, and the other ranks left "
-    "in "
-    "good order; 1 otherwise; 2 for usage.";
+    "in good order; 1 otherwise; 2 for usage.";
 
 static void add_fault(struct argp_state *state, const char *text, int signal)
 {

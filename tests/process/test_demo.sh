@@ -35,6 +35,7 @@ same_answers() {
     is tokens 1024
     is tokens_lost 0
     is identical true
+    is distinct true
     is answers "$answers"
 }
 
@@ -83,13 +84,18 @@ demo 2 --ranks 1
 demo 1 --model /nonexistent
 demo 1 --prompts /nonexistent
 
-# Two prompts with the same answer would make the comparison worth little.
+# Two prompts may have the same answer. It is said, but both are what they are without a fault.
 prompts=$(mktemp)
 printf 'And it came to pass\nAnd it came to pass\n' >"$prompts"
-demo 1 --prompts "$prompts" --tokens 8
+demo 0 --prompts "$prompts" --tokens 8
 is tokens_lost 0
-is identical false
+is identical true
+is distinct false
 rm -f "$prompts"
+demo 0 --tokens 8
+is tokens 128
+is identical true
+is distinct false
 
 # The trace is a JSON array, an event a line: of the survivors, the launcher and the fault.
 trace=$(mktemp)
