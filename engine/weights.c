@@ -7,9 +7,9 @@
 #include <string.h>
 
 #include "core/error.h"
-#include "weights/safetensors.h"
+#include "weights/checkpoint.h"
 
-enum { MAX_NAME = 128, MAX_ERROR = 384, LAYER_TENSORS = 9, MODEL_TENSORS = 3, EXPERT_TENSORS = 3, LINE_FLOATS = 16 };
+enum { MAX_NAME = 128, MAX_ERROR = 768, LAYER_TENSORS = 9, MODEL_TENSORS = 3, EXPERT_TENSORS = 3, LINE_FLOATS = 16 };
 
 /* A tensor that the model has: its name, where it goes in memory, its shape. */
 struct tensor {
@@ -78,13 +78,13 @@ static void expert_name(int32_t layer, int32_t expert, const char *tail, char na
     snprintf(name, MAX_NAME, "model.layers.%d.mlp.experts.%d.%s", layer, expert, tail);
 }
 
-/* ---- Checking the file ---- */
+/* ---- Checking the checkpoint ---- */
 
 static muster_status check_tensor(const struct weights *w, const char *name, const struct tensor *t)
 {
     char error[MAX_ERROR];
     uint64_t shape[2] = {t->rows, t->columns};
-    if (safetensors_require(w->file, name, SAFETENSORS_BF16, t->columns ? 2 : 1, shape, error, sizeof(error)))
+    if (checkpoint_require(w->checkpoint, name, SAFETENSORS_BF16, t->columns ? 2 : 1, shape, error, sizeof(error)))
         return MUSTER_OK;
     return error_set(MUSTER_ERR_ARGUMENT, "%s", error);
 }
@@ -119,20 +119,20 @@ static muster_status check_layer(struct weights *w, int32_t layer)
 }
 
 /* A tensor that the model has no use for (a bias, one more layer) would mean that another model was trained. */
-static muster_status check_count(const struct weights *w, const char *path)
+static muster_status check_count(const struct weights *w)
 {
     const struct model_config *m = &w->model;
     size_t want = (size_t)model_tensor_count(w) +
                   (size_t)m->num_hidden_layers * (LAYER_TENSORS + EXPERT_TENSORS * (size_t)m->num_experts);
-    if (m->tie_word_embeddings && safetensors_find(w->file, "lm_head.weight"))
+    if (m->tie_word_embeddings && checkpoint_find(w->checkpoint, "lm_head.weight"))
         want++; /* the embedding once more, as some writers have it */
-    if (safetensors_count(w->file) == want)
+    if (checkpoint_count(w->checkpoint) == want)
         return MUSTER_OK;
-    return error_set(MUSTER_ERR_ARGUMENT, "%s: holds %zu tensors, the model of config.json has %zu", path,
-                     safetensors_count(w->file), want);
+    return error_set(MUSTER_ERR_ARGUMENT, "%s: holds %zu tensors, the model of config.json has %zu",
+                     checkpoint_label(w->checkpoint), checkpoint_count(w->checkpoint), want);
 }
 
-static muster_status check_file(struct weights *w, const char *path)
+static muster_status check_checkpoint(struct weights *w)
 {
     struct tensor t[MODEL_TENSORS];
     model_tensors(w, t);
@@ -141,7 +141,7 @@ static muster_status check_file(struct weights *w, const char *path)
         status = check_tensor(w, t[i].name, &t[i]);
     for (int32_t layer = 0; layer < w->model.num_hidden_layers && status == MUSTER_OK; layer++)
         status = check_layer(w, layer);
-    return status == MUSTER_OK ? check_count(w, path) : status;
+    return status == MUSTER_OK ? check_count(w) : status;
 }
 
 /* ---- Memory ---- */
@@ -215,7 +215,7 @@ static void convert(const struct safetensors_tensor *from, size_t floats, float 
 
 static void load(const struct weights *w, const char *name, const struct tensor *t)
 {
-    convert(safetensors_find(w->file, name), tensor_floats(t), *t->place);
+    convert(checkpoint_find(w->checkpoint, name), tensor_floats(t), *t->place);
 }
 
 static void load_layer(struct weights *w, int32_t layer)
@@ -262,25 +262,22 @@ void weights_load_expert(struct weights *w, int32_t layer, int32_t slot, int32_t
 
 /* ---- Opening ---- */
 
-static muster_status map_file(const char *model_dir, char *path, size_t path_bytes, struct weights *w)
+static muster_status open_checkpoint(const char *model_dir, struct weights *w)
 {
     char error[MAX_ERROR];
-    if (snprintf(path, path_bytes, "%s/model.safetensors", model_dir) >= (int)path_bytes)
-        return error_set(MUSTER_ERR_ARGUMENT, "model_dir: must be a path of at most %zu bytes", path_bytes - 19);
-    if (safetensors_open(path, &w->file, error, sizeof(error)) != 0)
+    if (checkpoint_open(model_dir, &w->checkpoint, error, sizeof(error)) != 0)
         return error_set(MUSTER_ERR_ARGUMENT, "%s", error);
     return MUSTER_OK;
 }
 
 muster_status weights_open(const char *model_dir, const struct model_config *model, int32_t slots, struct weights *w)
 {
-    char path[4096];
     *w = (struct weights){.model = *model, .slots = slots};
-    muster_status status = map_file(model_dir, path, sizeof(path), w);
+    muster_status status = open_checkpoint(model_dir, w);
     if (status != MUSTER_OK)
         return status;
     w->layer = calloc((size_t)model->num_hidden_layers, sizeof(*w->layer));
-    status = w->layer ? check_file(w, path)
+    status = w->layer ? check_checkpoint(w)
                       : error_set(MUSTER_ERR_MEMORY, "no memory for %d layers", model->num_hidden_layers);
     if (status == MUSTER_OK)
         status = allocate(w);
@@ -296,6 +293,6 @@ void weights_close(struct weights *w)
 {
     free(w->memory);
     free(w->layer);
-    safetensors_close(w->file);
+    checkpoint_close(w->checkpoint);
     *w = (struct weights){0};
 }

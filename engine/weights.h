@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * The model's weights in fp32, converted from the bf16 of model.safetensors. What every rank needs is converted when
- * the file is opened; experts are converted into slots as placements change. The file stays mapped for that.
+ * The model's weights in fp32, converted from the bf16 of a checkpoint in one file or several (weights/checkpoint.h).
+ * What every rank needs is converted on opening; experts are converted into slots as placements change. The files stay
+ * mapped for that.
  */
 #ifndef ENGINE_WEIGHTS_H
 #define ENGINE_WEIGHTS_H
 
 #include "config.h"
 
-struct safetensors;
+struct checkpoint;
 
 /* One layer. Matrices are [outputs][inputs], as in the file. */
 struct weights_layer {
@@ -24,7 +25,7 @@ struct weights_layer {
 struct weights {
     struct model_config model;
     int32_t slots;
-    struct safetensors *file;
+    struct checkpoint *checkpoint;
     float *embedding; /* [vocabulary][hidden] */
     float *norm; /* [hidden] */
     float *head; /* [vocabulary][hidden]; the embedding itself if the model ties them */
@@ -38,7 +39,7 @@ struct weights_expert {
 };
 
 /*
- * Maps model_dir/model.safetensors, holds every tensor's name, type and shape against `model`, and converts all but the
+ * Maps the checkpoint in model_dir, holds every tensor's name, type and shape against `model`, and converts all but the
  * experts. After that no load can fail. Errors: ARGUMENT names file and tensor; MEMORY.
  */
 muster_status weights_open(const char *model_dir, const struct model_config *model, int32_t slots, struct weights *w);

@@ -257,9 +257,14 @@ static muster_status worker_serve(struct worker *w)
     }
 }
 
-/* When the others have left, too few may be here for the experts; that is no fault if the router is finished. */
+/*
+ * When the others have left, too few may be here for the experts; that is no fault if the router is finished. A rank
+ * that could not open its engine takes no requests, and has to say why.
+ */
 static bool worker_finished(struct worker *w)
 {
+    if (!w->engine)
+        return false;
     struct pollfd channel = {.fd = w->config->channel, .events = POLLIN};
     if (!w->finish && poll(&channel, 1, WORKER_FINISH_MS) > 0)
         worker_read(w);

@@ -52,8 +52,8 @@ struct rank {
 /* ---- Options ---- */
 
 static const struct argp_option option_table[] = {
-    {"model", 'm', "DIR", 0, "The model: config.json and model.safetensors (default: the one that comes with Muster)",
-     0},
+    {"model", 'm', "DIR", 0,
+     "The model: config.json and its safetensors, one file or several (default: the one that comes with Muster)", 0},
     {"text", 't', "FILE", 0, "The text (default: heldout.txt beside the model)", 0},
     {"ranks", 'n', "N", 0, "Spread the experts over N ranks, threads of this process (1 to 16; default 1)", 0},
     {"window", 'w', "BYTES", 0, "Predict each byte from at most this many before it (default 512)", 0},

@@ -7,7 +7,7 @@
 #include "worker.h"
 
 static const struct argp_option option_table[] = {
-    {"model", 'm', "DIR", 0, "The model: config.json and model.safetensors", 0},
+    {"model", 'm', "DIR", 0, "The model: config.json and its safetensors, one file or several", 0},
     {"slots", 's', "N", 0, "Experts of a layer that each rank holds", 0},
     {"batch", 'b', "N", 0, "Most tokens of one step on one rank", 0},
     {0},

@@ -1,19 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "weights/safetensors.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
-#include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <jansson.h>
+
+#include "weights/map.h"
+#include "weights/refuse.h"
 
 /* Tensors are handed out as they lie in the file, and the format is little-endian. */
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "safetensors needs a little-endian machine");
@@ -33,12 +30,10 @@ struct safetensors {
 
 /* What is being read, and where a complaint about it goes. */
 struct reader {
-    const char *label;
+    struct refusal to;
     const char *content;
     size_t size;
     size_t data_begin; /* offset in content of the first tensor byte */
-    char *error;
-    size_t error_bytes;
 };
 
 static const struct {
@@ -65,60 +60,25 @@ size_t safetensors_dtype_bytes(enum safetensors_dtype dtype)
     return dtypes[dtype].bytes;
 }
 
-/* Names come from the file: they may hold what a terminal would obey, or fill the whole message. */
-static void make_printable(char *text)
-{
-    for (; *text != '\0'; text++) {
-        if ((unsigned char)*text < 0x20 || *text == 0x7f) {
-            *text = '?';
-        }
-    }
-}
-
-/* Words the complaint "label: [tensor 'name' ]message" and returns -1, so that a check reads: return refuse(...). */
-__attribute__((format(printf, 3, 4))) static int refuse(const struct reader *reader, const char *tensor,
-                                                        const char *format, ...)
-{
-    if (reader->error_bytes == 0) {
-        return -1;
-    }
-    char message[320];
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(message, sizeof(message), format, arguments);
-    va_end(arguments);
-    if (tensor != NULL) {
-        snprintf(reader->error, reader->error_bytes, "%s: tensor '%.100s' %s", reader->label, tensor, message);
-    } else {
-        snprintf(reader->error, reader->error_bytes, "%s: %s", reader->label, message);
-    }
-    make_printable(reader->error);
-    return -1;
-}
-
-static int refuse_short(const struct reader *reader, size_t size)
-{
-    return refuse(reader, NULL, "truncated: %zu bytes, but the header's length alone takes %u", size, LENGTH_BYTES);
-}
-
 /* Checks the frame around the JSON: the 8 bytes of length, and that as much follows. */
 static int read_frame(struct reader *reader)
 {
     if (reader->size < LENGTH_BYTES) {
-        return refuse_short(reader, reader->size);
+        return refuse(&reader->to, NULL, "truncated: %zu bytes, but the header's length alone takes %u", reader->size,
+                      LENGTH_BYTES);
     }
     uint64_t length;
     memcpy(&length, reader->content, sizeof(length));
     if (length > SAFETENSORS_MAX_HEADER_BYTES) {
-        return refuse(reader, NULL, "not a safetensors file: a header of %" PRIu64 " bytes, the limit is %u", length,
-                      SAFETENSORS_MAX_HEADER_BYTES);
+        return refuse(&reader->to, NULL, "not a safetensors file: a header of %" PRIu64 " bytes, the limit is %u",
+                      length, SAFETENSORS_MAX_HEADER_BYTES);
     }
     if (length > reader->size - LENGTH_BYTES) {
-        return refuse(reader, NULL, "truncated: a header of %" PRIu64 " bytes, but only %zu follow", length,
+        return refuse(&reader->to, NULL, "truncated: a header of %" PRIu64 " bytes, but only %zu follow", length,
                       reader->size - LENGTH_BYTES);
     }
     if (length == 0 || reader->content[LENGTH_BYTES] != '{') {
-        return refuse(reader, NULL, "not a safetensors file: the header does not begin with '{'");
+        return refuse(&reader->to, NULL, "not a safetensors file: the header does not begin with '{'");
     }
     reader->data_begin = LENGTH_BYTES + (size_t)length;
     return 0;
@@ -131,7 +91,8 @@ static json_t *read_json(const struct reader *reader)
     json_error_t json_error;
     json_t *header = json_loadb(reader->content + LENGTH_BYTES, header_bytes, JSON_REJECT_DUPLICATES, &json_error);
     if (header == NULL) {
-        refuse(reader, NULL, "the header is no valid JSON, at its byte %d: %s", json_error.position, json_error.text);
+        refuse(&reader->to, NULL, "the header is no valid JSON, at its byte %d: %s", json_error.position,
+               json_error.text);
     }
     return header;
 }
@@ -140,14 +101,14 @@ static json_t *read_json(const struct reader *reader)
 static int check_metadata(const struct reader *reader, json_t *metadata)
 {
     if (!json_is_object(metadata)) {
-        return refuse(reader, NULL, METADATA " must be an object of strings");
+        return refuse(&reader->to, NULL, METADATA " must be an object of strings");
     }
     const char *key;
     json_t *value;
     json_object_foreach(metadata, key, value)
     {
         if (!json_is_string(value)) {
-            return refuse(reader, NULL, METADATA " must be an object of strings, but '%.100s' is none", key);
+            return refuse(&reader->to, NULL, METADATA " must be an object of strings, but '%.100s' is none", key);
         }
     }
     return 0;
@@ -157,7 +118,7 @@ static int read_dtype(const struct reader *reader, const json_t *info, struct sa
 {
     const char *name = json_string_value(json_object_get(info, "dtype"));
     if (name == NULL) {
-        return refuse(reader, tensor->name, "has no dtype (a string)");
+        return refuse(&reader->to, tensor->name, "has no dtype (a string)");
     }
     for (unsigned i = 0; i < SAFETENSORS_DTYPES; i++) {
         if (strcmp(dtypes[i].name, name) == 0) {
@@ -165,24 +126,24 @@ static int read_dtype(const struct reader *reader, const json_t *info, struct sa
             return 0;
         }
     }
-    return refuse(reader, tensor->name, "has dtype '%.32s', which is not known here", name);
+    return refuse(&reader->to, tensor->name, "has dtype '%.32s', which is not known here", name);
 }
 
 static int read_shape(const struct reader *reader, const json_t *info, struct safetensors_tensor *tensor)
 {
     const json_t *shape = json_object_get(info, "shape");
     if (!json_is_array(shape)) {
-        return refuse(reader, tensor->name, "has no shape (an array)");
+        return refuse(&reader->to, tensor->name, "has no shape (an array)");
     }
     if (json_array_size(shape) > SAFETENSORS_MAX_DIMS) {
-        return refuse(reader, tensor->name, "has %zu dimensions, the limit is %u", json_array_size(shape),
+        return refuse(&reader->to, tensor->name, "has %zu dimensions, the limit is %u", json_array_size(shape),
                       SAFETENSORS_MAX_DIMS);
     }
     tensor->ndim = (unsigned)json_array_size(shape);
     for (unsigned i = 0; i < tensor->ndim; i++) {
         const json_t *size = json_array_get(shape, i);
         if (!json_is_integer(size) || json_integer_value(size) < 0) {
-            return refuse(reader, tensor->name, "has a dimension %u that is no whole number from 0 up", i);
+            return refuse(&reader->to, tensor->name, "has a dimension %u that is no whole number from 0 up", i);
         }
         tensor->shape[i] = (uint64_t)json_integer_value(size);
     }
@@ -195,7 +156,7 @@ static int count_bytes(const struct reader *reader, const struct safetensors_ten
     *bytes = dtypes[tensor->dtype].bytes;
     for (unsigned i = 0; i < tensor->ndim; i++) {
         if (__builtin_mul_overflow(*bytes, tensor->shape[i], bytes)) {
-            return refuse(reader, tensor->name, "has a shape whose size in bytes overflows 64 bits");
+            return refuse(&reader->to, tensor->name, "has a shape whose size in bytes overflows 64 bits");
         }
     }
     return 0;
@@ -205,22 +166,23 @@ static int read_offsets(const struct reader *reader, const json_t *info, const c
 {
     const json_t *array = json_object_get(info, "data_offsets");
     if (json_array_size(array) != 2) { /* 0 for what is no array */
-        return refuse(reader, name, "has no data_offsets (an array [begin, end])");
+        return refuse(&reader->to, name, "has no data_offsets (an array [begin, end])");
     }
     for (unsigned i = 0; i < 2; i++) {
         const json_t *offset = json_array_get(array, i);
         if (!json_is_integer(offset) || json_integer_value(offset) < 0) {
-            return refuse(reader, name, "has a data_offsets[%u] that is no whole number from 0 up", i);
+            return refuse(&reader->to, name, "has a data_offsets[%u] that is no whole number from 0 up", i);
         }
         offsets[i] = (uint64_t)json_integer_value(offset);
     }
     if (offsets[0] > offsets[1]) {
-        return refuse(reader, name, "begins at byte %" PRIu64 " and ends before that, at %" PRIu64, offsets[0],
+        return refuse(&reader->to, name, "begins at byte %" PRIu64 " and ends before that, at %" PRIu64, offsets[0],
                       offsets[1]);
     }
     if (offsets[1] > reader->size - reader->data_begin) {
-        return refuse(reader, name, "ends at byte %" PRIu64 " of the data, but only %zu follow the header: truncated?",
-                      offsets[1], reader->size - reader->data_begin);
+        return refuse(&reader->to, name,
+                      "ends at byte %" PRIu64 " of the data, but only %zu follow the header: truncated?", offsets[1],
+                      reader->size - reader->data_begin);
     }
     return 0;
 }
@@ -233,14 +195,15 @@ static int read_data(const struct reader *reader, const json_t *info, struct saf
         return -1;
     }
     if (offsets[1] - offsets[0] != expected) {
-        return refuse(reader, tensor->name, "has %" PRIu64 " bytes of data, its dtype and shape ask for %" PRIu64,
+        return refuse(&reader->to, tensor->name, "has %" PRIu64 " bytes of data, its dtype and shape ask for %" PRIu64,
                       offsets[1] - offsets[0], expected);
     }
     tensor->bytes = (size_t)expected;
     tensor->data = reader->content + reader->data_begin + offsets[0];
     size_t element = dtypes[tensor->dtype].bytes;
     if (expected != 0 && (uintptr_t)tensor->data % element != 0) {
-        return refuse(reader, tensor->name, "begins at byte %" PRIu64 " of the file, no multiple of the %zu of a %s",
+        return refuse(&reader->to, tensor->name,
+                      "begins at byte %" PRIu64 " of the file, no multiple of the %zu of a %s",
                       reader->data_begin + offsets[0], element, dtypes[tensor->dtype].name);
     }
     return 0;
@@ -251,14 +214,14 @@ static int read_tensor(const struct reader *reader, const char *name, const json
 {
     tensor->name = name;
     if (!json_is_object(info)) {
-        return refuse(reader, name, "is not described by an object");
+        return refuse(&reader->to, name, "is not described by an object");
     }
     if (read_dtype(reader, info, tensor) != 0 || read_shape(reader, info, tensor) != 0 ||
         read_data(reader, info, tensor) != 0) {
         return -1;
     }
     if (json_object_size(info) != TENSOR_KEYS) {
-        return refuse(reader, name, "has keys other than dtype, shape and data_offsets");
+        return refuse(&reader->to, name, "has keys other than dtype, shape and data_offsets");
     }
     return 0;
 }
@@ -268,7 +231,7 @@ static int read_tensors(const struct reader *reader, struct safetensors *file)
     /* One more than needed: calloc of 0 may give NULL. */
     file->tensors = calloc(json_object_size(file->header) + 1, sizeof(*file->tensors));
     if (file->tensors == NULL) {
-        return refuse(reader, NULL, "out of memory for %zu tensors", json_object_size(file->header));
+        return refuse(&reader->to, NULL, "out of memory for %zu tensors", json_object_size(file->header));
     }
     const char *name;
     json_t *info;
@@ -310,18 +273,18 @@ static int check_coverage(const struct reader *reader, struct safetensors *file)
         const struct safetensors_tensor *tensor = &file->tensors[i];
         const char *begin = tensor->data;
         if (begin < covered) {
-            return refuse(reader, tensor->name, "begins at byte %zu of the data and overlaps '%.100s'",
+            return refuse(&reader->to, tensor->name, "begins at byte %zu of the data and overlaps '%.100s'",
                           (size_t)(begin - data), file->tensors[i - 1].name);
         }
         if (begin > covered) {
-            return refuse(reader, tensor->name, "begins at byte %zu of the data, after a hole of %zu bytes",
+            return refuse(&reader->to, tensor->name, "begins at byte %zu of the data, after a hole of %zu bytes",
                           (size_t)(begin - data), (size_t)(begin - covered));
         }
         covered = begin + tensor->bytes;
     }
     size_t rest = (size_t)(reader->content + reader->size - covered);
     if (rest != 0) {
-        return refuse(reader, NULL, "the last %zu bytes belong to no tensor", rest);
+        return refuse(&reader->to, NULL, "the last %zu bytes belong to no tensor", rest);
     }
     return 0;
 }
@@ -339,7 +302,7 @@ static void finish_tensors(struct safetensors *file)
 static int parse_into(struct reader *reader, struct safetensors *file)
 {
     if ((uintptr_t)reader->content % SAFETENSORS_ALIGNMENT != 0) {
-        return refuse(reader, NULL, "the content must begin at a multiple of %u in memory", SAFETENSORS_ALIGNMENT);
+        return refuse(&reader->to, NULL, "the content must begin at a multiple of %u in memory", SAFETENSORS_ALIGNMENT);
     }
     if (read_frame(reader) != 0) {
         return -1;
@@ -355,12 +318,11 @@ static int parse_into(struct reader *reader, struct safetensors *file)
 int safetensors_parse(const void *content, size_t size, const char *label, struct safetensors **out, char *error,
                       size_t error_bytes)
 {
-    struct reader reader = {
-        .label = label, .content = content, .size = size, .error = error, .error_bytes = error_bytes};
+    struct reader reader = {.to = {label, error, error_bytes}, .content = content, .size = size};
     struct safetensors *file = calloc(1, sizeof(*file));
     if (file == NULL || (file->label = strdup(label)) == NULL) {
         free(file);
-        return refuse(&reader, NULL, "out of memory");
+        return refuse(&reader.to, NULL, "out of memory");
     }
     if (parse_into(&reader, file) != 0) {
         safetensors_close(file);
@@ -370,51 +332,17 @@ int safetensors_parse(const void *content, size_t size, const char *label, struc
     return 0;
 }
 
-/* Maps the file. The descriptor is closed again: a mapping keeps its file by itself. */
-static int map_file(const struct reader *reader, void **mapping, size_t *size)
-{
-    /* O_NONBLOCK, lest a pipe given by mistake should wait for a writer instead of being refused. */
-    int descriptor = open(reader->label, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (descriptor < 0) {
-        return refuse(reader, NULL, "cannot be opened: %s", strerror(errno));
-    }
-    int result = -1;
-    struct stat status;
-    if (fstat(descriptor, &status) != 0) {
-        refuse(reader, NULL, "cannot be examined: %s", strerror(errno));
-        goto close_descriptor;
-    }
-    if (!S_ISREG(status.st_mode)) {
-        refuse(reader, NULL, "not a regular file");
-        goto close_descriptor;
-    }
-    *size = (size_t)status.st_size;
-    if (*size < LENGTH_BYTES) {
-        refuse_short(reader, *size);
-        goto close_descriptor; /* nothing to map: mmap of 0 bytes is an error of its own, with a worse message */
-    }
-    *mapping = mmap(NULL, *size, PROT_READ, MAP_PRIVATE, descriptor, 0);
-    if (*mapping == MAP_FAILED) {
-        refuse(reader, NULL, "cannot be mapped: %s", strerror(errno));
-        goto close_descriptor;
-    }
-    result = 0;
-close_descriptor:
-    close(descriptor);
-    return result;
-}
-
 int safetensors_open(const char *path, struct safetensors **out, char *error, size_t error_bytes)
 {
-    const struct reader reader = {.label = path, .error = error, .error_bytes = error_bytes};
+    const struct refusal to = {path, error, error_bytes};
     void *mapping = NULL;
     size_t size = 0;
-    if (map_file(&reader, &mapping, &size) != 0) {
+    if (map_file(&to, &mapping, &size) != 0) {
         return -1;
     }
     struct safetensors *file;
     if (safetensors_parse(mapping, size, path, &file, error, error_bytes) != 0) {
-        munmap(mapping, size);
+        unmap_file(mapping, size);
         return -1;
     }
     file->mapping = mapping;
@@ -428,13 +356,16 @@ void safetensors_close(struct safetensors *file)
     if (file == NULL) {
         return;
     }
-    if (file->mapping != NULL) {
-        munmap(file->mapping, file->mapping_bytes);
-    }
+    unmap_file(file->mapping, file->mapping_bytes);
     json_decref(file->header);
     free(file->tensors);
     free(file->label);
     free(file);
+}
+
+const char *safetensors_label(const struct safetensors *file)
+{
+    return file->label;
 }
 
 size_t safetensors_count(const struct safetensors *file)
@@ -479,18 +410,18 @@ const struct safetensors_tensor *safetensors_require(const struct safetensors *f
                                                      enum safetensors_dtype dtype, unsigned ndim, const uint64_t *shape,
                                                      char *error, size_t error_bytes)
 {
-    const struct reader reader = {.label = file->label, .error = error, .error_bytes = error_bytes};
+    const struct refusal to = {file->label, error, error_bytes};
     const struct safetensors_tensor *tensor = safetensors_find(file, name);
     char wanted[128];
     describe(wanted, sizeof(wanted), dtype, ndim, shape);
     if (tensor == NULL) {
-        refuse(&reader, name, "is missing; the model needs it as %s", wanted);
+        refuse(&to, name, "is missing; the model needs it as %s", wanted);
         return NULL;
     }
     if (!is_of(tensor, dtype, ndim, shape)) {
         char found[128];
         describe(found, sizeof(found), tensor->dtype, tensor->ndim, tensor->shape);
-        refuse(&reader, name, "is %s, the model needs %s", found, wanted);
+        refuse(&to, name, "is %s, the model needs %s", found, wanted);
         return NULL;
     }
     return tensor;

@@ -65,6 +65,9 @@ int safetensors_parse(const void *content, size_t size, const char *label, struc
 /* Frees the handle, all its tensors and names, and the mapping; NULL is allowed. */
 void safetensors_close(struct safetensors *file);
 
+/* The file's name, or what stands for it. */
+const char *safetensors_label(const struct safetensors *file);
+
 /* Tensors in the order of their names (as strcmp has it). */
 size_t safetensors_count(const struct safetensors *file);
 const struct safetensors_tensor *safetensors_at(const struct safetensors *file, size_t index);

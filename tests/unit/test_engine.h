@@ -15,6 +15,9 @@
 
 enum { EXPERTS = 32, LAYERS = 4, VOCABULARY = 256, READY_TIMEOUT_US = 10000000 };
 
+/* Where ranks open the model. */
+static const char *engine_model_dir = MODEL_DIR;
+
 /* The first `count` bytes of heldout.txt from `offset` on, as tokens. */
 static inline void text_read(long offset, int32_t count, int32_t *tokens)
 {
@@ -33,7 +36,7 @@ static inline struct cluster_options engine_cluster(int32_t ranks, int32_t slots
     struct cluster_options options = {.ranks = ranks, .manual_ready = 1, .limit_s = 200};
     options.operation_timeout_us = 20000000; /* no death here is found by waiting, and sanitizers are slow */
     options.step_timeout_us = 30000000;
-    expect_status(engine_memory_bytes(MODEL_DIR, ranks, slots, max_tokens, &options.memory_bytes), MUSTER_OK,
+    expect_status(engine_memory_bytes(engine_model_dir, ranks, slots, max_tokens, &options.memory_bytes), MUSTER_OK,
                   "engine_memory_bytes");
     return options;
 }
@@ -41,7 +44,7 @@ static inline struct cluster_options engine_cluster(int32_t ranks, int32_t slots
 static inline struct engine *engine_start(struct cluster_rank *self, int32_t slots, int32_t max_tokens)
 {
     struct engine *engine = NULL;
-    struct engine_config config = {.model_dir = MODEL_DIR,
+    struct engine_config config = {.model_dir = engine_model_dir,
                                    .group = self->group,
                                    .slots_per_rank = slots,
                                    .max_tokens = max_tokens};

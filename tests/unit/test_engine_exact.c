@@ -12,6 +12,7 @@
 
 #include <stdatomic.h>
 
+#include "lib/sharded.h"
 #include "test_engine.h"
 
 enum { READERS = 3, BATCH_TOKENS = 40, MAX_RANKS = 4 };
@@ -181,11 +182,25 @@ static void test_idle_ranks(void **state)
     run_plan((struct plan){.ranks = 4, .slots = 8, .readers = 2, .idle = 1, .seed = 6});
 }
 
+/* The reference is of one file; here the same tensors lie in three. */
+static void test_sharded_checkpoint(void **state)
+{
+    (void)state;
+    char dir[] = "/tmp/muster-test-exact-XXXXXX";
+    assert_non_null(mkdtemp(dir));
+    sharded_copy(MODEL_DIR, dir, 3);
+    engine_model_dir = dir;
+    run_plan((struct plan){.ranks = 2, .slots = 16, .readers = READERS, .seed = 7});
+    engine_model_dir = MODEL_DIR;
+    sharded_remove(dir, 3);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_reference),         cmocka_unit_test(test_decoding), cmocka_unit_test(test_chunks),
-        cmocka_unit_test(test_batches_and_ranks), cmocka_unit_test(test_copies),   cmocka_unit_test(test_idle_ranks),
+        cmocka_unit_test(test_reference),          cmocka_unit_test(test_decoding), cmocka_unit_test(test_chunks),
+        cmocka_unit_test(test_batches_and_ranks),  cmocka_unit_test(test_copies),   cmocka_unit_test(test_idle_ranks),
+        cmocka_unit_test(test_sharded_checkpoint),
     };
     return cmocka_run_group_tests(tests, make_reference, NULL);
 }
