@@ -35,7 +35,7 @@ struct engine;
 struct engine_sequence;
 
 struct engine_config {
-    const char *model_dir; /* holds config.json and model.safetensors */
+    const char *model_dir; /* holds config.json and the checkpoint: docs/engine.md, Models */
     muster_group *group; /* created with manual_ready = 1 and memory_bytes of engine_memory_bytes() or more */
     int32_t slots_per_rank; /* (same) experts of a layer that a rank holds; 1..num_experts */
     int32_t max_tokens; /* (same) of one step on one rank, 1..65536 */
