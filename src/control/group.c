@@ -356,12 +356,12 @@ static bool group_peers_have_ended(muster_group *g, uint32_t epoch)
 static void group_await_peers(muster_group *g)
 {
     uint32_t epoch = atomic_load(&g->begun);
-    uint64_t end_ns = clock_ns() + g->config.operation_timeout_us * GROUP_NS_PER_US;
-    for (useconds_t nap_us = 20; clock_ns() < end_ns && epoch && atomic_load(&g->begun) == epoch;
-         nap_us += nap_us / 4) {
+    uint64_t end_ns = clock_ns_after_us(g->config.operation_timeout_us);
+    for (useconds_t nap_us = 20; clock_ns() < end_ns && epoch && atomic_load(&g->begun) == epoch;) {
         if (group_peers_have_ended(g, epoch))
             return;
-        usleep(nap_us < 1000 ? nap_us : 1000);
+        usleep(nap_us);
+        nap_us += nap_us < 1000 ? nap_us / 4 : 0;
     }
 }
 

@@ -14,6 +14,7 @@
 enum { COMPARE_PATIENCE_US = 2000000 };
 
 static const char DESTROYED[] = "destroyed=1\n"; /* a line of an object that its owner has no longer */
+static const char REFUSED[] = "refused=1\n"; /* a line of what its owner has found to differ */
 
 /* ---- What the ranks have published ---- */
 
@@ -238,6 +239,32 @@ static muster_status compare_now(const muster_group *g, const struct comparison 
     return compare_fields(g, c, older);
 }
 
+static bool compare_is_over(const muster_group *g, const struct comparison *c)
+{
+    for (int r = mask_next(g->expected, 0); r >= 0; r = mask_next(g->expected, r + 1)) {
+        const char *fields = fields_of(g, c->object, r);
+        if (r != g->config.rank && fields && !strstr(fields, REFUSED) && !strstr(fields, DESTROYED))
+            return false;
+    }
+    return true;
+}
+
+/*
+ * What this rank has said goes when it does, and a slower one would wait for it in vain: so it stays, for a moment at most,
+ * until all others have found the difference as well, or have gone.
+ */
+static muster_status compare_refuse(muster_group *g, const struct comparison *c, muster_status status)
+{
+    char refused[STORE_MAX_VALUE];
+    struct timespec deadline = group_deadline(COMPARE_PATIENCE_US);
+    if (snprintf(refused, sizeof refused, "%s%s", c->fields, REFUSED) >= (int)sizeof refused)
+        return status;
+    group_publish(g, c->object, refused);
+    while (!compare_is_over(g, c) && !atomic_load(&g->sticky) && group_wait_change(g, &deadline)) {
+    }
+    return status;
+}
+
 /*
  * Waits, at most the start timeout, until all that count have spoken. Who comes before the last of an earlier group have gone
  * (the next program of a script, say) finds them different; so they have a moment to leave before that is an error.
@@ -249,8 +276,10 @@ static muster_status compare_wait(muster_group *g, const struct comparison *c)
     while (!atomic_load(&g->sticky)) {
         bool older;
         muster_status status = compare_now(g, c, &older);
-        if (status == MUSTER_OK || (status == MUSTER_ERR_MISMATCH && !older))
+        if (status == MUSTER_OK)
             return status;
+        if (status == MUSTER_ERR_MISMATCH && !older)
+            return compare_refuse(g, c, status);
         if (status == MUSTER_ERR_MISMATCH && !differed)
             difference = group_deadline(COMPARE_PATIENCE_US);
         differed = status == MUSTER_ERR_MISMATCH;
@@ -305,7 +334,7 @@ static void object_remove_older(muster_group *g)
 
 static muster_status object_agree(muster_group *g, const struct group_object *object, const char *fields)
 {
-    char all[STORE_MAX_VALUE - sizeof DESTROYED];
+    char all[STORE_MAX_VALUE - sizeof REFUSED - sizeof DESTROYED];
     snprintf(all, sizeof all, "%soffset=%llu\n", fields, (unsigned long long)object->offset);
     pthread_mutex_lock(&g->lock);
     muster_status status = object_publish(g, object, all)
