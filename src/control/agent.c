@@ -145,6 +145,15 @@ static void agent_unmap(muster_group *g, struct group_mapping *mapping)
     *mapping = (struct group_mapping){0};
 }
 
+static void agent_unmap_peers(muster_group *g)
+{
+    for (int r = 0; r < g->config.ranks; r++) {
+        agent_unmap(g, &g->prepared[r]);
+        if (r != g->config.rank)
+            agent_unmap(g, &g->mapping[r]);
+    }
+}
+
 /*
  * Nothing of the old epoch executes and nothing of the new one has begun, so mappings may change here: newcomers come
  * in, ranks that are out (each of them fenced) go.
@@ -259,7 +268,7 @@ static void agent_stop(muster_group *g, const struct member_action *action)
     group_stop(g, action->status, text);
 }
 
-/* Nothing of this rank's executes any more, so nothing of it can reach into memory of others. */
+/* M20: nothing of this rank's executes any more, and its peers are unmapped. */
 static void agent_depart(muster_group *g)
 {
     g->departed = true;
@@ -445,11 +454,7 @@ static void agent_check_leaving(muster_group *g)
     if (!g->leaving || (g->device && !g->device_ops->epoch_quiet(g->device, STAMP_MAX_EPOCH + 1)))
         return;
     g->leaving = false;
-    for (int r = 0; r < g->config.ranks; r++) {
-        agent_unmap(g, &g->prepared[r]);
-        if (r != g->config.rank)
-            agent_unmap(g, &g->mapping[r]);
-    }
+    agent_unmap_peers(g);
     agent_event(g, (struct member_event){.type = MEMBER_LEAVE});
 }
 
@@ -506,6 +511,7 @@ static void agent_check_quiesced(muster_group *g)
         return;
     if (g->unmapped != MUSTER_OK) { /* the others go on without this rank, and need not wait for a deadline to do so */
         g->raising = (struct view){0};
+        agent_unmap_peers(g);
         agent_depart(g);
         group_stop(g, g->unmapped, g->unmapped_text);
         return;

@@ -15,7 +15,7 @@ run() {
     timeout -k 5 60 bash -c "$*" >out 2>err
     got=$?
     [ "$got" = "$wanted" ] || complain "exit status $got, wanted $wanted: $*"
-    says_not err 'was killed by SIG(KILL|BUS|SEGV|PIPE|XFSZ)'
+    says_not err 'rank [01] .* was killed by SIG(KILL|BUS|SEGV|PIPE|XFSZ)'
 }
 
 # SECONDS is whole; nothing here may come near the 20 s for which a rank waits for others.
@@ -38,6 +38,16 @@ test_address_space() {
     says out 'MUSTER_ERR_MEMORY memory of rank [0-3]: cannot map .* a peer.s .*RLIMIT_AS \(ulimit -v\) is 245760000 bytes, of which'
     run 21 "ulimit -v 100000; '$tool' run -n 1 '$rank' 100"
     says out 'MUSTER_ERR_MEMORY cannot map .* this rank.s .*RLIMIT_AS'
+    soon
+}
+
+# A rank that has no room for a newcomer leaves, and the others go on with it.
+test_newcomer() {
+    begin
+    run 0 "'$tool' run -n 3 --respawn '$rank' 64 late"
+    says out '\[0\] late: MUSTER_ERR_MEMORY memory of rank 2: cannot map .* a peer.s .*RLIMIT_AS'
+    says out '\[1\] late: MUSTER_OK'
+    says out '\[2\] late: MUSTER_OK'
     soon
 }
 
