@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 /* The tool `muster`: finds the subcommand. */
 #include <argp.h>
+#include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "inherited.h"
 #include "muster/status.h"
 #include "tool.h"
 
@@ -45,8 +49,23 @@ static int run_command(const struct command *command, int argc, char **argv)
     return command->run(argc, argv);
 }
 
+/* What was printed must have arrived: a full disk shows only now, and who asked would take the rest for all of it. */
+static void check_stdout(int status, void *unused)
+{
+    (void)unused;
+    bool failed_before = ferror(stdout) != 0;
+    errno = 0;
+    if (fflush(stdout) == 0 && !failed_before)
+        return;
+    fprintf(stderr, "muster: stdout cannot be written%s%s\n", errno ? ": " : "", errno ? strerror(errno) : "");
+    if (status == 0)
+        _exit(EXIT_FAILURE);
+}
+
 int main(int argc, char **argv)
 {
+    inherited_repair();
+    on_exit(check_stdout, NULL);
     argp_err_exit_status = TOOL_USAGE;
     argp_program_version_hook = print_version;
     if (argc < 2) {

@@ -13,10 +13,11 @@
 
 #include "control/store_server.h"
 #include "core/clock.h"
+#include "inherited.h"
 
 extern char **environ;
 
-enum { VARIABLES = 3, VARIABLE_BYTES = 40, NOT_FOUND = 127, NOT_EXECUTABLE = 126, SWEEP_STEP_MS = 5 };
+enum { VARIABLES = 3, VARIABLE_BYTES = 128, NOT_FOUND = 127, NOT_EXECUTABLE = 126, SWEEP_STEP_MS = 5 };
 
 /* ---- environment ---- */
 
@@ -48,7 +49,8 @@ static char **make_environment(const struct process_plan *plan)
         list[used + (size_t)i] = text + i * VARIABLE_BYTES;
     snprintf(list[used++], VARIABLE_BYTES, "%s%d", variables[0], plan->rank);
     snprintf(list[used++], VARIABLE_BYTES, "%s%d", variables[1], plan->ranks);
-    snprintf(list[used++], VARIABLE_BYTES, "%sfd:%d", variables[2], plan->store);
+    snprintf(list[used++], VARIABLE_BYTES, "%sfd:%d%s%s", variables[2], plan->store, plan->store_name ? ",unix:@" : "",
+             plan->store_name ? plan->store_name : "");
     list[used] = NULL;
     return list;
 }
@@ -73,7 +75,7 @@ static void child_take_streams(const struct process_plan *plan)
 /* What a shell has us ignore in the background is for the launcher; that it passes a signal on must have effect. */
 static void child_take_signals(const struct process_plan *plan)
 {
-    static const int restored[] = {SIGPIPE, SIGINT, SIGQUIT, SIGTERM};
+    static const int restored[] = {SIGPIPE, SIGXFSZ, SIGINT, SIGQUIT, SIGTERM};
     for (size_t i = 0; i < sizeof restored / sizeof *restored; i++)
         signal(restored[i], SIG_DFL);
     sigprocmask(SIG_SETMASK, &plan->mask, NULL);
@@ -93,6 +95,7 @@ static void child_run(const struct process_plan *plan, char **environment, pid_t
     setpgid(0, 0);
     child_take_streams(plan);
     child_take_signals(plan);
+    inherited_give_back_descriptors();
     execvpe(plan->arguments[0], plan->arguments, environment);
     int error = errno;
     dprintf(STDERR_FILENO, "cannot execute %s: %s\n", plan->arguments[0], strerror(error));

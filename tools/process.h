@@ -13,6 +13,7 @@ struct process_plan {
     char **arguments; /* program and arguments, NULL at the end */
     int32_t rank, ranks;
     int store; /* its end of the store's socket pair: it inherits this descriptor and no other of ours; -1: it has none */
+    const char *store_name; /* the abstract socket at which it finds the store otherwise; NULL: it has none */
     int in; /* what becomes its stdin; 0: /dev/null */
     int out, err; /* what becomes its stdout and stderr; -1: ours */
     sigset_t mask; /* the signal mask that we were started with */

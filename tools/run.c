@@ -3,7 +3,6 @@
  * `muster run`: starts the ranks of a program, hosts their store, passes on what they print, starts them again, ends
  * them. The store has a thread of its own, so neither a slow terminal nor a busy rank keeps it from answering.
  */
-#include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -160,17 +159,6 @@ static void note_event(void *context, int32_t rank, uint32_t incarnation, const 
     atomic_store(&launch->rank[rank].arrived, incarnation);
 }
 
-/* A descriptor of ours must not become a rank's stdin, stdout or stderr because those were closed here. */
-static void open_standard_streams(void)
-{
-    int fd;
-    do
-        fd = open("/dev/null", O_RDWR);
-    while (fd >= 0 && fd <= STDERR_FILENO);
-    if (fd >= 0)
-        close(fd);
-}
-
 static bool is_ignored(int signal)
 {
     struct sigaction action;
@@ -215,7 +203,6 @@ static struct launch *launch_create(const struct launch_options *options)
 
 static int run(const struct launch_options *options)
 {
-    open_standard_streams();
     struct launch *launch = launch_create(options);
     if (!launch || open_signals(launch) < 0) {
         perror("muster run");

@@ -2,60 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # `muster run` and the sidecar store, with real processes and signals: test_run.sh MUSTER PROGRAMS-FOLDER [TEST]
 set -u
-muster=$(realpath -e "$1") && rank=$(realpath -e "$2/run_rank") || exit 1
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-cd "$folder" || exit 1
-export MUSTER_TOOL="$muster"
-tag="run_test_$$"
-failed=0
-
-# launch STATUS OPTIONS...: runs the launcher; output in out and err; the exit status must be STATUS.
-launch() {
-    local wanted=$1 got
-    shift
-    RUN_TEST_TAG=$tag timeout -k 5 60 "$muster" run "$@" >out 2>err
-    got=$?
-    expect "exit status $got, wanted $wanted: run $*" [ "$got" = "$wanted" ]
-    no_leftovers
-}
-
-expect() {
-    local what=$1
-    shift
-    if "$@"; then
-        return
-    fi
-    failed=1
-    echo "FAILED: $what"
-    sed 's/^/    out: /' out | head -n 20 | cut -c1-200
-    sed 's/^/    err: /' err | head -n 20 | cut -c1-200
-}
-
-has() { expect "\"$2\" is not in $1" grep -qF -- "$2" "$1"; }
-has_not() { expect "\"$2\" is in $1" bash -c '! grep -qF -- "$2" "$1"' - "$1" "$2"; }
-count_is() { expect "\"$2\" is not $3 times in $1" [ "$(grep -cF -- "$2" "$1")" = "$3" ]; }
-
-# Processes that carry our tag in their environment.
-tagged() { grep -lz "^RUN_TEST_TAG=$tag\$" /proc/[0-9]*/environ 2>/dev/null; }
-none_tagged() {
-    local i
-    for i in $(seq 50); do
-        [ -z "$(tagged)" ] && return 0
-        sleep 0.1
-    done
-    return 1
-}
-no_leftovers() { expect "processes were left behind: $(tagged)" none_tagged; }
-
-wait_for() { # FILE TEXT
-    local i
-    for i in $(seq 200); do
-        grep -qF -- "$2" "$1" 2>/dev/null && return 0
-        sleep 0.05
-    done
-    expect "\"$2\" did not appear in $1" false
-}
+. "$(dirname "$0")/launching.sh"
 
 test_prefixes() {
     launch 0 -n 3 -- sh -c 'echo "one $MUSTER_RANK of $MUSTER_RANKS"; echo two; echo bad >&2'
@@ -166,22 +113,6 @@ test_start_timeout() {
     has err "started again, did not arrive: killed"
 }
 
-# interrupted STATUS SIGNAL OPTIONS...: sends the signal once the ranks say "up".
-interrupted() {
-    local wanted=$1 signal=$2 pid got
-    shift 2
-    : >out
-    RUN_TEST_TAG=$tag "$muster" run "$@" >out 2>err &
-    pid=$!
-    wait_for out "[1] up"
-    kill -"$signal" "$pid"
-    [ -n "${again:-}" ] && { sleep 0.3; kill -"$signal" "$pid"; }
-    wait "$pid"
-    got=$?
-    expect "exit status $got after SIG$signal, wanted $wanted" [ "$got" = "$wanted" ]
-    no_leftovers
-}
-
 test_signals() {
     local start
     interrupted 130 INT -n 2 bash -c 'trap "echo caught; exit 0" INT; echo up; while :; do sleep 0.1; done'
@@ -278,10 +209,5 @@ refused() { # TEXT VARIABLES...
     has err "$text"
 }
 
-for name in $(declare -F | sed -n 's/^declare -f \(test_.*\)/\1/p'); do
-    [ $# -gt 2 ] && [ "$3" != "$name" ] && continue
-    start=$SECONDS
-    "$name"
-    echo "$name: $((SECONDS - start)) s"
-done
+run_tests "${3:-}"
 exit $failed
