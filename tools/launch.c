@@ -36,6 +36,18 @@ __attribute__((format(printf, 2, 3))) static void say(struct launch *launch, con
     relay_say(&launch->sink[1], line);
 }
 
+void launch_tell_losses(struct launch *launch)
+{
+    static const char *const names[LAUNCH_STREAMS] = {"stdout", "stderr"};
+    for (int s = 0; s < LAUNCH_STREAMS && !launch->told_losses; s++) {
+        if (!launch->sink[s].error)
+            continue;
+        launch->told_losses = true;
+        say(launch, "%s cannot be written: %s; what the ranks print is lost, the job goes on", names[s],
+            strerror(launch->sink[s].error));
+    }
+}
+
 static void describe_end(int status, char *text, size_t bytes)
 {
     if (WIFSIGNALED(status))
@@ -365,7 +377,7 @@ int launch_wait_ms(const struct launch *launch)
 
 /* ---- the end ---- */
 
-int launch_status(const struct launch *launch)
+static int status_of_ranks(const struct launch *launch)
 {
     if (launch->ended_status)
         return launch->ended_status;
@@ -374,6 +386,12 @@ int launch_status(const struct launch *launch)
     if (launch->finished)
         return 0;
     return launch->first_signal ? 128 + launch->first_signal : LAUNCH_ENDED_BY_US;
+}
+
+int launch_status(const struct launch *launch)
+{
+    int status = status_of_ranks(launch);
+    return status == 0 && (launch->sink[0].error || launch->sink[1].error) ? LAUNCH_OUTPUT_LOST : status;
 }
 
 /*

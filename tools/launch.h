@@ -16,7 +16,11 @@
 #include "muster/group.h"
 #include "relay.h"
 
-enum { LAUNCH_STREAMS = 2, LAUNCH_ENDED_BY_US = 1 /* exit status when the launcher ended the job */ };
+enum {
+    LAUNCH_STREAMS = 2,
+    LAUNCH_ENDED_BY_US = 1, /* exit status when the launcher ended the job */
+    LAUNCH_OUTPUT_LOST = 1, /* exit status when all went well, but for what the ranks printed */
+};
 
 struct launch_options {
     int32_t ranks;
@@ -59,6 +63,7 @@ struct launch {
     int failed; /* ranks that died or failed and are not started again */
     int first_failure; /* first nonzero exit status of a rank */
     int first_signal;
+    bool told_losses; /* that output could not be written */
 };
 
 /* Starts the rank's next process. False: it cannot be started, which has been said. */
@@ -76,6 +81,9 @@ void launch_reap(struct launch *launch);
 /* Does what its time has come for: kills, new starts, late ranks. And when that is next. */
 void launch_check(struct launch *launch);
 int launch_wait_ms(const struct launch *launch);
+
+/* Says, once, that what the ranks print cannot be written. */
+void launch_tell_losses(struct launch *launch);
 
 int launch_ranks_in(const struct launch *launch, enum rank_state state);
 bool launch_streams_closed(const struct launch_rank *rank);

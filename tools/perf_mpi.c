@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "core/clock.h"
+#include "core/program.h"
 #include "muster/ep.h"
 #include "perf.h"
 #include "process.h"
@@ -44,7 +45,7 @@ static bool find_program(struct perf_run *run, char program[PATH_MAX])
     char *slash = process_self(program) ? strrchr(program, '/') : NULL;
     char *end = slash ? slash + 1 : program;
     bool fits = (size_t)snprintf(end, (size_t)(program + PATH_MAX - end), "%s", name) == strlen(name);
-    if (fits && access(program, X_OK) == 0)
+    if (fits && program_is(program))
         return true;
     return perf_baseline_refuse(run, "%s is not beside this tool; it is built where Open MPI is installed", name);
 }
@@ -55,7 +56,7 @@ static bool find_mpirun(struct perf_run *run, char mpirun[PATH_MAX])
     while (rest && *rest) {
         int length = (int)strcspn(rest, ":");
         snprintf(mpirun, PATH_MAX, "%.*s/mpirun", length, rest);
-        if (length > 0 && access(mpirun, X_OK) == 0)
+        if (length > 0 && program_is(mpirun))
             return true;
         rest += length + (rest[length] == ':');
     }

@@ -5,10 +5,18 @@
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* The most that one line adds to its sink. */
 enum { LINE_ROOM = RELAY_MAX_LINE + RELAY_MAX_PREFIX + 1 };
+
+void relay_sink_open(struct relay_sink *sink, int fd)
+{
+    struct stat file;
+    sink->fd = fd;
+    sink->has_reader = fstat(fd, &file) == 0 && (S_ISFIFO(file.st_mode) || S_ISSOCK(file.st_mode));
+}
 
 bool relay_empty(const struct relay_sink *sink)
 {
@@ -35,7 +43,10 @@ struct pollfd relay_source_poll(const struct relay_source *source)
 
 struct pollfd relay_sink_poll(const struct relay_sink *sink)
 {
-    return (struct pollfd){.fd = relay_empty(sink) ? -1 : sink->fd, .events = POLLOUT};
+    bool idle = relay_empty(sink);
+    bool ignored = sink->closed || (idle && !sink->has_reader);
+    return (struct pollfd){.fd = ignored ? -1 : sink->fd,
+                           .events = idle ? 0 : POLLOUT}; /* errors show without asking */
 }
 
 static void sink_append(struct relay_sink *sink, const char *bytes, size_t size)
@@ -101,6 +112,38 @@ void relay_say(struct relay_sink *sink, const char *text)
         sink_append(sink, text, length);
 }
 
+/* What a full disk does not take is lost; what comes later may find room again. */
+static void sink_lose(struct relay_sink *sink, int error)
+{
+    sink->begin = sink->end = 0;
+    if (!sink->error)
+        sink->error = error;
+}
+
+/* False: not now. */
+static bool sink_write(struct relay_sink *sink)
+{
+    size_t size = sink->end - sink->begin;
+    ssize_t written = write(sink->fd, sink->bytes + sink->begin, size < PIPE_BUF ? size : PIPE_BUF);
+    if (written >= 0) {
+        sink->begin += (size_t)written;
+        return written > 0;
+    }
+    if (errno == EINTR || errno == EAGAIN)
+        return false;
+    if (errno == EPIPE)
+        sink->closed = true;
+    else
+        sink_lose(sink, errno);
+    return false;
+}
+
+static bool reader_has_gone(const struct relay_sink *sink)
+{
+    struct pollfd look = {.fd = sink->fd};
+    return sink->has_reader && poll(&look, 1, 0) == 1 && look.revents & (POLLERR | POLLHUP);
+}
+
 /*
  * Only as much as the reader surely takes at once: to a pipe that polls writable PIPE_BUF bytes, so that the launcher
  * never blocks although the descriptor, which it shares with others, stays a blocking one.
@@ -108,16 +151,10 @@ void relay_say(struct relay_sink *sink, const char *text)
 void relay_write(struct relay_sink *sink)
 {
     struct pollfd writable = {.fd = sink->fd, .events = POLLOUT};
-    while (!sink->closed && !relay_empty(sink) && poll(&writable, 1, 0) == 1) {
-        size_t size = sink->end - sink->begin;
-        ssize_t written = write(sink->fd, sink->bytes + sink->begin, size < PIPE_BUF ? size : PIPE_BUF);
-        if (written > 0)
-            sink->begin += (size_t)written;
-        else if (errno != EINTR && errno != EAGAIN)
-            sink->closed = true;
-        else
-            break;
+    while (!sink->closed && !relay_empty(sink) && poll(&writable, 1, 0) == 1 && sink_write(sink)) {
     }
+    if (!sink->closed && relay_empty(sink))
+        sink->closed = reader_has_gone(sink);
     if (sink->closed || relay_empty(sink))
         sink->begin = sink->end = 0;
 }

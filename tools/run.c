@@ -49,7 +49,9 @@ static const char text_after[] =
     "  N        the first status other than 0 that a rank exited with (127: program not found); a rank that was "
     "started again and fails after another rank has finished does not count\n"
     "  128 + S  every rank died by a signal (S: the first one), or a signal S ended the job\n"
-    "  1        the job was ended: a rank did not arrive, or fewer than M ranks were left\n"
+    "  1        the job was ended: a rank did not arrive, or fewer than M ranks were left; or all went well, but not "
+    "all "
+    "that the ranks printed could be written (a full disk)\n"
     "  2        wrong usage";
 
 static void set_respawn(struct argp_state *state, struct launch_options *o, const char *text)
@@ -119,6 +121,7 @@ static void relay_all(struct launch *launch)
         relay_write(&launch->sink[s]);
     if (launch->sink[0].closed && !launch->ending)
         launch_end(launch, SIGTERM, 128 + SIGPIPE); /* nobody reads what the job prints, as in `... | head` */
+    launch_tell_losses(launch);
 }
 
 static bool work_is_left(const struct launch *launch)
@@ -195,7 +198,7 @@ static struct launch *launch_create(const struct launch_options *options)
         return NULL;
     launch->options = *options;
     for (int s = 0; s < LAUNCH_STREAMS; s++)
-        launch->sink[s].fd = STDOUT_FILENO + s;
+        relay_sink_open(&launch->sink[s], STDOUT_FILENO + s);
     for (int i = 0; i < MUSTER_MAX_RANKS; i++)
         launch->rank[i].source[0].fd = launch->rank[i].source[1].fd = -1;
     return launch;

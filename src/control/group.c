@@ -405,7 +405,9 @@ static void group_write_trace_to(const muster_group *g, const char *pattern)
     trace_write(out, g->config.rank);
     fprintf(out, "{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":%d,\"args\":{\"name\":\"rank %d\"}}\n]\n",
             g->config.rank, g->config.rank);
-    fclose(out);
+    bool failed = ferror(out) != 0;
+    if (fclose(out) != 0 || failed)
+        log_line(LOG_LEVEL_WARN, "MUSTER_TRACE: %s is not complete: it cannot be written", path);
 }
 
 static void group_write_trace(const muster_group *g)

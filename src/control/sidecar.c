@@ -18,6 +18,7 @@
 #include "core/clock.h"
 #include "core/config.h"
 #include "core/error.h"
+#include "core/program.h"
 
 extern char **environ;
 
@@ -25,18 +26,13 @@ enum { WAIT_STEP_MS = 2, KILL_WAIT_NS = 1000000000 };
 
 /* ---- where the tool is ---- */
 
-static bool is_program(const char *path)
-{
-    return access(path, X_OK) == 0;
-}
-
 /* `relative` seen from the folder of `file`. */
 static bool find_beside(const char *file, const char *relative, char path[PATH_MAX])
 {
     const char *slash = strrchr(file, '/');
     int folder = slash ? (int)(slash - file) : 0;
     int length = snprintf(path, PATH_MAX, "%.*s/%s", folder, file, relative);
-    return slash && length < PATH_MAX && is_program(path);
+    return slash && length < PATH_MAX && program_is(path);
 }
 
 static bool find_beside_library(char path[PATH_MAX])
@@ -67,7 +63,7 @@ static bool find_in_path(char path[PATH_MAX])
     while (entry && *entry) {
         size_t length = strcspn(entry, ":");
         int written = snprintf(path, PATH_MAX, "%.*s/muster", (int)length, entry);
-        if (length && written < PATH_MAX && is_program(path))
+        if (length && written < PATH_MAX && program_is(path))
             return true;
         entry += length + (entry[length] == ':');
     }
@@ -79,7 +75,7 @@ static muster_status find_tool(char path[PATH_MAX])
     const char *given = config_text(CONFIG_TOOL, NULL);
     if (*given) {
         snprintf(path, PATH_MAX, "%s", given);
-        if (is_program(path))
+        if (program_is(path))
             return MUSTER_OK;
         return error_set(MUSTER_ERR_SYSTEM, "MUSTER_TOOL=%s is not a program that can be run", given);
     }

@@ -43,5 +43,76 @@ test_inherited_streams() {
     no_leftovers
 }
 
+# A disk that is full ends nobody: it is told once, the ranks go on, and the exit status tells it at the end.
+full() { # STATUS OPTIONS...: with stdout on a full disk
+    local wanted=$1 got
+    shift
+    RUN_TEST_TAG=$tag timeout -k 5 60 "$muster" run "$@" >/dev/full 2>err
+    got=$?
+    : >out
+    expect "exit status $got on a full disk, wanted $wanted" [ "$got" = "$wanted" ]
+    no_leftovers
+}
+
+test_full_disk() {
+    [ -e /dev/full ] || return
+    rm -f done_*
+    full 1 -n 2 sh -c 'seq 5000; : >done_$MUSTER_RANK'
+    expect "the ranks did not go on" [ -e done_0 -a -e done_1 ]
+    count_is err "stdout cannot be written: No space left on device" 1
+    full 5 -n 1 sh -c 'echo something; exit 5'
+    # A file that has reached its limit.
+    (
+        ulimit -f 1
+        trap '' XFSZ # for the shell's own
+        exec timeout -k 5 60 "$muster" run -n 1 sh -c 'seq 5000; echo "after all" >&2; exit 0' >limited 2>err
+    )
+    expect "exit status $? at the limit of a file, wanted 1" [ $? = 1 ]
+    has err "stdout cannot be written: File too large"
+    has err "[0] after all"
+    for command in info "info --json" --help --version "run --help" "perf floor --json"; do
+        "$muster" $command >/dev/full 2>err
+        expect "exit status $? of muster $command on a full disk, wanted 1" [ $? = 1 ]
+        has err "stdout cannot be written"
+    done
+}
+
+# Nobody reads any more: that is noticed although nothing more is printed.
+test_reader_goes() {
+    local start=$SECONDS status
+    for prefix in "" --no-prefix; do
+        RUN_TEST_TAG=$tag timeout -k 5 60 "$muster" run $prefix -n 2 sh -c 'echo up; exec sleep 600' 2>err | head -n 1 >out
+        status=${PIPESTATUS[0]}
+        expect "exit status $status when the reader has gone, wanted 141" [ "$status" = 141 ]
+        no_leftovers
+    done
+    expect "noticed after $((SECONDS - start)) s" [ $((SECONDS - start)) -lt 50 ]
+    # Nobody reads stderr: that is no reason to end.
+    { RUN_TEST_TAG=$tag timeout -k 5 60 "$muster" run -n 1 sh -c 'sleep 0.5; echo lost >&2; echo done' 2>&3 >out; } 3> >(exec true)
+    expect "exit status $? when nobody reads stderr" [ $? = 0 ]
+    has out "[0] done"
+}
+
+# A folder named like the tool, or a file that is none, is passed over.
+test_folder_named_muster() {
+    mkdir -p path/one/muster path/two path/three
+    : >path/two/muster
+    ln -sf "$muster" path/three/muster
+    cp "$rank" alone # beside no tool
+    for places in path/one path/one:path/two:path/three; do
+        env -u MUSTER_TOOL RUN_TEST_TAG=$tag SLURM_PROCID=0 SLURM_NTASKS=1 SLURM_JOB_ID="$tag-$places" \
+            PATH="$places:/usr/bin:/bin" timeout -k 5 60 ./alone 0 >out 2>err
+        if [ $places = path/one ]; then has err "was not found"; else has out "rank 0 of 1 arrived"; fi
+    done
+    env RUN_TEST_TAG=$tag SLURM_PROCID=0 SLURM_NTASKS=1 SLURM_JOB_ID="$tag-folder" MUSTER_TOOL=path/one/muster ./alone 0 >out 2>err
+    has err "MUSTER_TOOL=path/one/muster is not a program"
+    mkdir -p beside/muster
+    cp "$rank" beside/run_rank
+    env -u MUSTER_TOOL RUN_TEST_TAG=$tag SLURM_PROCID=0 SLURM_NTASKS=1 SLURM_JOB_ID="$tag-beside" \
+        PATH="$PWD/path/three:/usr/bin:/bin" timeout -k 5 60 beside/run_rank 0 >out 2>err
+    has out "rank 0 of 1 arrived"
+    no_leftovers
+}
+
 run_tests "${3:-}"
 exit $failed
