@@ -29,21 +29,28 @@ struct launcher {
     const char *job[MAX_JOB_VARIABLES]; /* what tells this job from any other of this user on this host */
 };
 
-static const struct launcher launchers[] = {
-    {"muster run", "MUSTER_RANK", "MUSTER_RANKS", NULL, NULL, {NULL}},
-    {"torchrun",
-     "RANK",
-     "WORLD_SIZE",
-     "LOCAL_WORLD_SIZE",
-     NULL,
-     {"TORCHELASTIC_RUN_ID", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT"}},
-    {"Open MPI",
-     "OMPI_COMM_WORLD_RANK",
-     "OMPI_COMM_WORLD_SIZE",
-     "OMPI_COMM_WORLD_LOCAL_SIZE",
-     NULL,
-     {"PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", NULL}},
-    {"SLURM", "SLURM_PROCID", "SLURM_NTASKS", NULL, "SLURM_STEP_NUM_NODES", {"SLURM_JOB_ID", "SLURM_STEP_ID", NULL}},
+enum { MUSTER_RUN, TORCHRUN, OPEN_MPI, SLURM, LAUNCHERS };
+
+static const struct launcher launchers[LAUNCHERS] = {
+    [MUSTER_RUN] = {"muster run", "MUSTER_RANK", "MUSTER_RANKS", NULL, NULL, {NULL}},
+    [TORCHRUN] = {"torchrun",
+                  "RANK",
+                  "WORLD_SIZE",
+                  "LOCAL_WORLD_SIZE",
+                  NULL,
+                  {"TORCHELASTIC_RUN_ID", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT"}},
+    [OPEN_MPI] = {"Open MPI",
+                  "OMPI_COMM_WORLD_RANK",
+                  "OMPI_COMM_WORLD_SIZE",
+                  "OMPI_COMM_WORLD_LOCAL_SIZE",
+                  NULL,
+                  {"PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", NULL}},
+    [SLURM] = {"SLURM",
+               "SLURM_PROCID",
+               "SLURM_NTASKS",
+               NULL,
+               "SLURM_STEP_NUM_NODES",
+               {"SLURM_JOB_ID", "SLURM_STEP_ID", NULL}},
 };
 
 /* False when the variable is there but is no number of at most `maximum`. */
@@ -58,13 +65,85 @@ static bool number_parse(const char *text, int32_t maximum, int32_t *number)
     return true;
 }
 
-static const struct launcher *find_launcher(void)
+/* ---- which launcher ---- */
+
+static bool speaks(const struct launcher *l)
 {
-    for (size_t i = 0; i < sizeof launchers / sizeof *launchers; i++)
-        if (getenv(launchers[i].rank) && getenv(launchers[i].ranks))
-            return &launchers[i];
-    return NULL;
+    return getenv(l->rank) && getenv(l->ranks);
 }
+
+/* -1: no number. */
+static int32_t number_in(const char *variable)
+{
+    int32_t number;
+    return number_parse(getenv(variable), INT32_MAX, &number) ? number : -1;
+}
+
+/*
+ * A SLURM allocation is what other launchers run in, and what its batch script or a lone task starts inherits their
+ * variables: those do not say which rank of several this is. Tasks of a step have a step's number; the script has none, or
+ * one of those at the upper end that are reserved for such steps.
+ */
+static bool is_allocation(const struct launcher *l)
+{
+    static const unsigned long first_reserved_step = 0xfffffff0;
+    const char *step = getenv("SLURM_STEP_ID");
+    if (l != &launchers[SLURM])
+        return false;
+    bool lone = number_in(l->rank) == 0 && number_in(l->ranks) == 1;
+    return lone || !step || strtoul(step, NULL, 10) >= first_reserved_step;
+}
+
+/* Whether it matters to the caller, who may have said all or part of it, which of the two is right. */
+static bool disagree(const muster_group_config *config, const struct launcher *a, const struct launcher *b)
+{
+    return (config->rank < 0 && number_in(a->rank) != number_in(b->rank)) ||
+           (config->ranks < 0 && number_in(a->ranks) != number_in(b->ranks));
+}
+
+static muster_status disagreement(const struct launcher *a, const struct launcher *b)
+{
+    return error_set(
+        MUSTER_ERR_ARGUMENT,
+        "two launchers disagree on which rank this is: %s says %s=%s %s=%s, and %s says %s=%s %s=%s; unset the "
+        "variables of the one that did not start this program, or set config.rank and config.ranks",
+        a->name, a->rank, getenv(a->rank), a->ranks, getenv(a->ranks), b->name, b->rank, getenv(b->rank), b->ranks,
+        getenv(b->ranks));
+}
+
+/* The first that is more than an allocation; or just the first; or NULL. */
+static const struct launcher *first_launcher(void)
+{
+    const struct launcher *first = NULL;
+    for (int i = 0; i < LAUNCHERS; i++) {
+        if (!speaks(&launchers[i]))
+            continue;
+        if (!is_allocation(&launchers[i]))
+            return &launchers[i];
+        first = first ? first : &launchers[i];
+    }
+    return first;
+}
+
+/*
+ * `muster run` sets its variables for each rank, so they count whatever else is there. The others inherit what is left of
+ * an outer launcher, and who is the inner one cannot be seen: unless they agree nobody is believed.
+ */
+static muster_status find_launcher(const muster_group_config *config, const struct launcher **from)
+{
+    const struct launcher *first = first_launcher();
+    *from = first;
+    if (!first || first == &launchers[MUSTER_RUN])
+        return MUSTER_OK;
+    for (int i = 0; i < LAUNCHERS; i++) {
+        const struct launcher *other = &launchers[i];
+        if (speaks(other) && !is_allocation(other) && disagree(config, first, other))
+            return disagreement(first, other);
+    }
+    return MUSTER_OK;
+}
+
+/* ---- what it says ---- */
 
 static muster_status take_number(const char *variable, int32_t maximum, int32_t *number)
 {
@@ -165,14 +244,18 @@ static muster_status find_store(const muster_group_config *config, const struct 
 
 muster_status identity_find(const muster_group_config *config, struct identity *identity)
 {
-    const struct launcher *from = find_launcher();
+    const struct launcher *from;
     struct identity found = {.rank = config->rank, .ranks = config->ranks};
+    muster_status status = find_launcher(config, &from);
+    if (status != MUSTER_OK)
+        return status;
     if (!from && (found.rank < 0 || found.ranks < 0))
         return error_set(MUSTER_ERR_ARGUMENT,
                          "nothing says which rank this is: start the program with `muster run -n N program`, or set "
                          "config.rank and config.ranks (looked for MUSTER_RANK and MUSTER_RANKS; RANK and WORLD_SIZE "
                          "of torchrun; OMPI_COMM_WORLD_RANK and _SIZE; SLURM_PROCID and SLURM_NTASKS)");
-    muster_status status = from ? take_numbers(from, &found) : MUSTER_OK;
+    if (from)
+        status = take_numbers(from, &found);
     if (status == MUSTER_OK)
         status = check_numbers(&found);
     if (status == MUSTER_OK)
