@@ -17,6 +17,8 @@
 
 enum {
     POLL_MAX_MS = 1000,
+    LAST_WORDS_NS =
+        1000000000, /* how long ranks that fail on their own may take to say so before they are asked to exit */
     DRAIN_NS = 1000000000, /* how long an output may stay open after its process has exited */
     QUICK_DEATH_S = 10, /* a process that lived shorter makes the next start wait longer */
     FIRST_DELAY_NS = 100000000,
@@ -65,18 +67,31 @@ static void signal_ranks(struct launch *launch, int signal)
             process_signal(launch->rank[i].pid, signal);
 }
 
-/* Asks all ranks to exit, and sets the time of their patience. `status`: what the job's exit status becomes. */
-void launch_end(struct launch *launch, int signal, int status)
+/* Nobody is started any more. */
+static void begin_to_end(struct launch *launch, uint64_t ask_at_ns, int status)
 {
-    if (!launch->ending) {
-        launch->ending = true;
-        launch->ended_status = status;
-        launch->kill_at_ns = clock_ns() + launch->options.grace_ns;
-    }
-    signal_ranks(launch, signal);
+    if (launch->ending)
+        return;
+    launch->ending = true;
+    launch->ended_status = status;
+    launch->ask_at_ns = ask_at_ns;
+    launch->kill_at_ns = ask_at_ns + launch->options.grace_ns;
     for (int i = 0; i < launch->options.ranks; i++)
         if (launch->rank[i].state == RANK_WAITING)
             launch->rank[i].state = RANK_ENDED;
+}
+
+/* Asks all ranks to exit, and sets the time of their patience. `status`: what the job's exit status becomes. */
+void launch_end(struct launch *launch, int signal, int status)
+{
+    begin_to_end(launch, clock_ns(), status);
+    launch->ask_at_ns = 0;
+    signal_ranks(launch, signal);
+}
+
+void launch_end_soon(struct launch *launch, int status)
+{
+    begin_to_end(launch, clock_ns() + LAST_WORDS_NS, status);
 }
 
 /* The first signal is passed on; a second one has no patience. */
@@ -301,7 +316,7 @@ static void check_arrivals(struct launch *launch)
             continue;
         if (r->starts == 1) {
             name_late_ranks(launch);
-            launch_end(launch, SIGTERM, LAUNCH_ENDED_BY_US);
+            launch_end_soon(launch, LAUNCH_ENDED_BY_US);
             return;
         }
         say(launch, "rank %d (process %d), started again, did not arrive: killed", i, (int)r->pid);
@@ -342,6 +357,8 @@ static void close_held_streams(struct launch *launch)
 
 void launch_check(struct launch *launch)
 {
+    if (launch->ask_at_ns && clock_ns() >= launch->ask_at_ns)
+        launch_end(launch, SIGTERM, launch->ended_status);
     if (launch->ending && clock_ns() >= launch->kill_at_ns)
         signal_ranks(launch, SIGKILL);
     if (!launch->ending)
@@ -359,6 +376,8 @@ static void earlier(uint64_t *first_ns, uint64_t other_ns)
 int launch_wait_ms(const struct launch *launch)
 {
     uint64_t now_ns = clock_ns(), first_ns = now_ns + POLL_MAX_MS * UINT64_C(1000000);
+    if (launch->ask_at_ns)
+        earlier(&first_ns, launch->ask_at_ns);
     if (launch->ending && launch_ranks_in(launch, RANK_RUNNING))
         earlier(&first_ns, launch->kill_at_ns);
     for (int i = 0; i < launch->options.ranks; i++) {

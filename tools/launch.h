@@ -56,7 +56,8 @@ struct launch {
     struct relay_sink sink[LAUNCH_STREAMS];
     struct launch_rank rank[MUSTER_MAX_RANKS];
 
-    bool ending; /* the ranks have been asked to exit */
+    bool ending; /* the ranks have been asked to exit, or will be at ask_at_ns */
+    uint64_t ask_at_ns; /* 0: they have been asked */
     uint64_t kill_at_ns; /* while ending */
     int ended_status; /* exit status that the reason for ending gives; 0: none */
     int finished; /* ranks that exited with 0 */
@@ -71,6 +72,9 @@ bool launch_start(struct launch *launch, int32_t rank);
 
 /* Asks all ranks to exit and sets the time of their patience. `status`: what the exit status becomes. */
 void launch_end(struct launch *launch, int signal, int status);
+
+/* The same by SIGTERM, but not before they have had the time to say why they could not go on. */
+void launch_end_soon(struct launch *launch, int status);
 
 /* A signal that we were sent: the first is passed on; a second has no patience. */
 void launch_signal(struct launch *launch, int signal);

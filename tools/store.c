@@ -76,18 +76,24 @@ static int wait_ms(uint64_t deadline_ns)
     return left_ms < POLL_MAX_MS ? (int)left_ms : POLL_MAX_MS;
 }
 
-/* Until the last client has gone and the grace after it is over. */
+/*
+ * Until the last client has gone and the grace after it is over. What moves before the first one has come, a process that
+ * only looks whether somebody serves, or one whose hello is still on its way, does not shorten the wait for it.
+ */
 static void serve(struct store_server *server, const struct options *o)
 {
     uint64_t end_ns = clock_ns() + o->first_ns;
+    bool served = false;
     while (clock_ns() < end_ns) {
         struct pollfd work = {.fd = store_server_fd(server), .events = POLLIN};
         int woken = poll(&work, 1, wait_ms(end_ns));
         store_server_poll(server);
-        if (store_server_connections(server))
+        if (store_server_clients(server)) {
+            served = true;
             end_ns = UINT64_MAX;
-        else if (woken > 0)
-            end_ns = clock_ns() + o->grace_ns; /* the last one has just gone */
+        } else if (served && (woken > 0 || end_ns == UINT64_MAX)) {
+            end_ns = clock_ns() + o->grace_ns; /* the last one has just gone, or the next is about to say hello */
+        }
     }
 }
 

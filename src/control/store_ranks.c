@@ -183,17 +183,45 @@ static int open_process(const struct connection *c, pid_t pid)
     return -1;
 }
 
+/* The process is gone, and another may say hello over its connection; or something has run short, which may pass. */
+static bool may_pass(int error)
+{
+    return error == ESRCH || error == EMFILE || error == ENFILE || error == ENOMEM || error == ENOSPC;
+}
+
+static void refuse_unwatched(struct connection *c, const struct wire_frame *hello, pid_t pid, const char *call)
+{
+    int error = errno;
+    bool forbidden = error == EPERM || error == EACCES || error == ENOSYS;
+    refuse(c, hello, may_pass(error), "process %d cannot be watched: %s: %s%s", (int)pid, call, strerror(error),
+           forbidden ? " (the seccomp profile of a container must allow it)" : "");
+    if (may_pass(error))
+        connection_complain(c, "%s", c->reason);
+}
+
+/* NULL, or the call that failed, with errno. A process that its pidfd could not kill could not be fenced later either. */
+static const char *watch_failure(struct store_server *server, const struct connection *c, int32_t rank, pid_t pid)
+{
+    struct holder *h = &server->holder[rank];
+    h->pidfd = open_process(c, pid);
+    if (h->pidfd < 0)
+        return "pidfd_open";
+    if (pidfd_send_signal(h->pidfd, 0, NULL, 0) != 0)
+        return "pidfd_send_signal";
+    if (server_watch(server, EPOLL_CTL_ADD, h->pidfd, EPOLLIN, WATCH_PROCESS, h->incarnation + 1, (uint32_t)rank) != 0)
+        return "epoll_ctl";
+    return NULL;
+}
+
 static bool watch_process(struct store_server *server, struct connection *c, const struct wire_frame *hello, pid_t pid)
 {
-    struct holder *h = &server->holder[hello->rank];
     if (server->config.inject_fences)
         return true;
-    h->pidfd = open_process(c, pid);
-    if (h->pidfd >= 0 && server_watch(server, EPOLL_CTL_ADD, h->pidfd, EPOLLIN, WATCH_PROCESS, h->incarnation + 1,
-                                      (uint32_t)hello->rank) == 0)
+    const char *failed = watch_failure(server, c, hello->rank, pid);
+    if (!failed)
         return true;
-    refuse(c, hello, true, "process %d cannot be watched: %s", (int)pid, strerror(errno));
-    close_if_open(&h->pidfd);
+    refuse_unwatched(c, hello, pid, failed);
+    close_if_open(&server->holder[hello->rank].pidfd);
     return false;
 }
 

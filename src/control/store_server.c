@@ -187,12 +187,12 @@ int store_server_present(struct store_server *server, int32_t rank)
     return rank >= 0 && rank < server->config.ranks && atomic_load(&server->holder[rank].present) != 0;
 }
 
-int store_server_connections(const struct store_server *server)
+int store_server_clients(const struct store_server *server)
 {
-    int open = 0;
+    int clients = 0;
     for (int i = 0; i < STORE_MAX_CONNECTIONS; i++)
-        open += server->connection[i].fd >= 0;
-    return open;
+        clients += server->connection[i].fd >= 0 && server->connection[i].rank >= 0;
+    return clients;
 }
 
 /* ---- the listener ---- */

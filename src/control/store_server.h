@@ -54,7 +54,10 @@ void store_server_fence(struct store_server *server, int32_t rank, uint32_t inca
 /* 1 when a presence of the rank is open. Any thread. */
 int store_server_present(struct store_server *server, int32_t rank);
 
-/* How many connections are open, of ranks and of those who have not said hello yet. The serving thread only. */
-int store_server_connections(const struct store_server *server);
+/*
+ * How many ranks have said hello and are connected. A connection that nobody speaks for any more, because a forked child
+ * still holds it, is no client. The serving thread only.
+ */
+int store_server_clients(const struct store_server *server);
 
 #endif

@@ -1,17 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * The smallest rank there is, for the tests of the launcher: finds out who it is, opens its presence, says so, and
- * leaves in good order after some milliseconds. run_rank MILLISECONDS [EXIT-STATUS]
+ * leaves in good order after some milliseconds. run_rank MILLISECONDS [EXIT-STATUS]. With MUSTER_TEST_FORK in its
+ * environment it leaves a child behind that holds its connection.
  */
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "control/identity.h"
 #include "control/store.h"
 #include "core/clock.h"
 
-enum { STORE_LOST_STATUS = 70, NOT_WELCOME_STATUS = 71 };
+enum { STORE_LOST_STATUS = 70, NOT_WELCOME_STATUS = 71, CHILD_LIVES_MS = 120000 };
 
 static int serve_time(struct store *store, uint64_t end_ns)
 {
@@ -28,6 +30,17 @@ static int serve_time(struct store *store, uint64_t end_ns)
     return 0;
 }
 
+static void leave_a_child(void)
+{
+    pid_t child = fork();
+    if (child == 0) {
+        poll(NULL, 0, CHILD_LIVES_MS);
+        _exit(0);
+    }
+    printf("forked %d\n", (int)child);
+    fflush(stdout);
+}
+
 int main(int argc, char **argv)
 {
     muster_group_config config = MUSTER_GROUP_CONFIG_INIT;
@@ -41,6 +54,8 @@ int main(int argc, char **argv)
     }
     printf("rank %d of %d arrived, incarnation %u\n", me.rank, me.ranks, store->welcome.incarnation);
     fflush(stdout);
+    if (getenv("MUSTER_TEST_FORK"))
+        leave_a_child();
     int status = serve_time(store, clock_ns() + time_ns);
     if (status)
         printf("the store was lost\n");

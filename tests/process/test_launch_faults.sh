@@ -114,5 +114,50 @@ test_folder_named_muster() {
     no_leftovers
 }
 
+# Where the kernel refuses to let the store watch a process, that is said at once by the rank that it concerns.
+test_refused_pidfd() {
+    local start=$SECONDS call error
+    "$programs/without_call" pidfd_open EPERM true 2>err
+    [ $? = 77 ] && return
+    for call in pidfd_open pidfd_send_signal; do
+        for error in EPERM ENOSYS; do
+            inherit=("$programs/without_call" $call $error)
+            launch 71 -n 2 "$rank" 60000
+            has err "[0] not welcome: store"
+            has err "refused rank 1: process"
+            has err "cannot be watched: $call: "
+            has err "seccomp"
+        done
+    done
+    expect "refused after $((SECONDS - start)) s" [ $((SECONDS - start)) -lt 40 ]
+    inherit=(env)
+}
+
+# Ranks that fail on their own when the launcher's patience is over have the time to say so.
+test_last_words() {
+    launch 1 -n 2 --start-timeout 1 sh -c 'sleep 1.2; echo "last words"; exit 3'
+    has err "did not arrive within 1 s"
+    has out "[0] last words"
+    has out "[1] last words"
+}
+
+# A child that outlives its rank and holds the rank's socket is no client: the sidecar ends without it.
+test_forked_child_of_a_client() {
+    local sidecar child i
+    env RUN_TEST_TAG=$tag SLURM_PROCID=0 SLURM_NTASKS=1 SLURM_JOB_ID="$tag-fork" MUSTER_TEST_FORK=1 "$rank" 100 >out 2>err
+    expect "the rank's status $?" [ $? = 0 ]
+    child=$(sed -n 's/^forked //p' out)
+    expect "no child" kill -0 "$child"
+    for i in $(seq 300); do
+        sidecar=$(pgrep -f -- "store --detach --name muster-") || break
+        grep -qz "^SLURM_JOB_ID=$tag-fork\$" $(printf '/proc/%s/environ ' $sidecar) 2>/dev/null || break
+        sleep 0.1
+    done
+    expect "the sidecar still serves" [ "$i" -lt 300 ]
+    expect "the child has gone" kill -0 "$child"
+    kill -KILL "$child"
+    no_leftovers
+}
+
 run_tests "${3:-}"
 exit $failed
