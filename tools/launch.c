@@ -172,6 +172,7 @@ static pid_t start_process(struct launch *launch, int32_t rank)
                                                    .rank = rank,
                                                    .ranks = launch->options.ranks,
                                                    .store = theirs[LAUNCH_STREAMS],
+                                                   .store_name = *launch->store_name ? launch->store_name : NULL,
                                                    .out = theirs[0],
                                                    .err = theirs[1],
                                                    .mask = launch->mask});
@@ -201,11 +202,12 @@ bool launch_start(struct launch *launch, int32_t rank)
 /* ---- what follows a death ---- */
 
 /*
- * A program that cannot be executed will not be executable the next time. Once a rank has finished, nobody new comes.
+ * A program that cannot be executed will not be executable the next time. Once a rank has finished, nobody new comes. Above
+ * these statuses are those of wrappers whose program was killed.
  */
 static bool may_restart(const struct launch *launch, const struct launch_rank *r)
 {
-    bool hopeless = WIFEXITED(r->status) && WEXITSTATUS(r->status) >= 126;
+    bool hopeless = WIFEXITED(r->status) && (WEXITSTATUS(r->status) == 126 || WEXITSTATUS(r->status) == 127);
     return r->starts <= launch->options.restarts && !launch->ending && !launch->finished && !hopeless;
 }
 

@@ -51,6 +51,7 @@ struct launch_rank {
 struct launch {
     struct launch_options options;
     struct store_server *server;
+    char store_name[48]; /* the abstract socket at which the store listens, too; "": it does not */
     int signals;
     sigset_t mask; /* that we were started with */
     struct relay_sink sink[LAUNCH_STREAMS];

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/prctl.h>
+#include <sys/random.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
 
@@ -184,11 +185,31 @@ static int open_signals(struct launch *launch)
     return launch->signals;
 }
 
+/*
+ * A second way to the store, for ranks behind something that closes inherited descriptors. The name cannot be guessed, and
+ * other users are refused. Without it the job runs as well as it can.
+ */
+static void listen_too(struct launch *launch)
+{
+    uint64_t random[2];
+    if (getrandom(random, sizeof random, GRND_NONBLOCK) != (ssize_t)sizeof random)
+        return;
+    snprintf(launch->store_name, sizeof launch->store_name, "muster-%016llx%016llx", (unsigned long long)random[0],
+             (unsigned long long)random[1]);
+    if (store_server_listen(launch->server, launch->store_name) == MUSTER_OK)
+        return;
+    fprintf(stderr, "muster run: %s; ranks can only come by the descriptor that they inherit\n", muster_last_error());
+    launch->store_name[0] = 0;
+}
+
 static muster_status open_store(struct launch *launch)
 {
     struct store_server_config config = {.ranks = launch->options.ranks, .on_event = note_event, .context = launch};
     muster_status status = store_server_create(&config, &launch->server);
-    return status == MUSTER_OK ? store_server_start_thread(launch->server) : status;
+    if (status != MUSTER_OK)
+        return status;
+    listen_too(launch);
+    return store_server_start_thread(launch->server);
 }
 
 static struct launch *launch_create(const struct launch_options *options)

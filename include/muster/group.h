@@ -111,7 +111,8 @@ typedef struct muster_group_config {
     int32_t min_ranks; /* (same) below this the group stops with MUSTER_ERR_CAPACITY; default 1 */
     muster_backend backend; /* (same) */
     uint64_t memory_bytes; /* (same) symmetric memory per rank: the sum of muster_ep_memory_bytes(); at most 2^60 */
-    const char *store; /* where the store is: "fd:N" or "unix:@NAME"; NULL: from the environment */
+    /* Where the store is: "fd:N", "unix:@NAME" or, with commas, what to try in order; NULL: from the environment. */
+    const char *store;
     /* Deadlines. Any length will do; one of more than 36 years never passes, UINT64_MAX for instance. */
     uint64_t operation_timeout_us; /* deadline of one wait; 0: setting MUSTER_OPERATION_TIMEOUT_US, 1 s */
     uint64_t step_timeout_us; /* deadline for a rank to begin its step or to get ready; 0: setting, 30 s */

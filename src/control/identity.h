@@ -8,7 +8,7 @@
 struct identity {
     int32_t rank;
     int32_t ranks;
-    char store[128]; /* "fd:N" or "unix:@NAME" */
+    char store[256]; /* "fd:N" or "unix:@NAME", or several with commas */
 };
 
 /*

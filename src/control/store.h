@@ -73,8 +73,9 @@ struct store {
 };
 
 /*
- * Connects to the embedded store at `where` ("fd:N" or "unix:@NAME") as `rank`, opening its presence. Blocks until
- * the welcome, at most timeout_us. Errors: ARGUMENT (malformed `where`), STORE (refused: says why), TIMEOUT.
+ * Connects to the embedded store at `where` ("fd:N" or "unix:@NAME", or several with commas, of which the first that leads
+ * to a store is taken) as `rank`, opening its presence. Blocks until the welcome, at most timeout_us. Errors: ARGUMENT
+ * (malformed `where`), STORE (refused: says why; or out of reach for good), TIMEOUT.
  */
 muster_status store_embedded_open(const char *where, int32_t rank, int32_t ranks, uint64_t timeout_us,
                                   struct store **store);

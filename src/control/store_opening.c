@@ -12,10 +12,14 @@
 #include "core/clock.h"
 #include "core/error.h"
 
+enum { ALTERNATIVE_BYTES = 128 };
+
 /* What is tried until when, and what stood in the way last. */
 struct opening {
-    const char *where;
+    char where[ALTERNATIVE_BYTES]; /* one of the alternatives */
+    bool first; /* nothing else was tried before it */
     uint64_t deadline_ns;
+    bool unreachable; /* there is no way to the store here; otherwise the store itself has answered */
     char obstacle[192];
 };
 
@@ -33,16 +37,21 @@ static bool is_store_socket(int fd)
            getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) == 0 && type == SOCK_SEQPACKET;
 }
 
-static muster_status open_inherited(struct embedded *e, const struct opening *o)
+static muster_status open_inherited(struct embedded *e, struct opening *o)
 {
     char *end;
     errno = 0;
     long fd = strtol(o->where + strlen("fd:"), &end, 10);
     if (errno || *end || end == o->where + strlen("fd:") || fd < 0 || fd > INT32_MAX)
         return error_set(MUSTER_ERR_ARGUMENT, "store \"%s\": a descriptor number must follow \"fd:\"", o->where);
-    if (!is_store_socket((int)fd))
-        return error_set(MUSTER_ERR_ARGUMENT, "store \"%s\" is not an open connection to a store in this process",
-                         o->where);
+    if (!is_store_socket((int)fd)) {
+        o->unreachable = true;
+        return error_set(
+            MUSTER_ERR_ARGUMENT,
+            "store \"%s\" is not an open connection to a store in this process: what started it has closed the "
+            "descriptors that it inherited (Python's subprocess does, unless pass_fds names them)",
+            o->where);
+    }
     e->fd = (int)fd;
     e->inherited = true;
     fcntl(e->fd, F_SETFD, FD_CLOEXEC); /* what this process starts is not this rank */
@@ -54,14 +63,24 @@ static bool connect_once(struct embedded *e, struct opening *o, const struct soc
     e->fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (e->fd >= 0 && connect(e->fd, (const struct sockaddr *)address, length) == 0)
         return true;
-    snprintf(o->obstacle, sizeof o->obstacle, "%s", strerror(errno));
+    int saved = errno;
+    snprintf(o->obstacle, sizeof o->obstacle, "%s", strerror(saved));
     if (e->fd >= 0)
         close(e->fd);
     e->fd = -1;
+    errno = saved;
     return false;
 }
 
-/* The store may not have been started yet, so connecting is tried until the deadline. */
+/*
+ * The store may not have been started yet, or have many who come at once. Who was handed a socket, and has lost it, was
+ * started after the store.
+ */
+static bool may_be_reached_later(const struct opening *o)
+{
+    return errno == EAGAIN || errno == EINTR || (errno == ECONNREFUSED && o->first);
+}
+
 static muster_status open_named(struct embedded *e, struct opening *o)
 {
     struct sockaddr_un address;
@@ -70,8 +89,11 @@ static muster_status open_named(struct embedded *e, struct opening *o)
         return error_set(MUSTER_ERR_ARGUMENT, "store \"%s\": a name of 1 to %zu characters must follow \"unix:@\"",
                          o->where, sizeof address.sun_path - 1);
     while (!connect_once(e, o, &address, length)) {
-        if (time_is_up(o))
-            return error_set(MUSTER_ERR_TIMEOUT, "store \"%s\" cannot be reached: %s", o->where, o->obstacle);
+        if (!may_be_reached_later(o) || time_is_up(o)) {
+            o->unreachable = true;
+            return error_set(time_is_up(o) ? MUSTER_ERR_TIMEOUT : MUSTER_ERR_STORE,
+                             "store \"%s\" cannot be reached: %s", o->where, o->obstacle);
+        }
         poll(NULL, 0, STORE_RETRY_MS);
     }
     if (socket_peer_is_us(e->fd))
@@ -126,6 +148,7 @@ static muster_status greet(struct embedded *e, struct opening *o, int32_t rank, 
     struct wire_frame answer;
     struct socket_message message;
     if (!await_answer(e, o, send_hello(e, rank, ranks), &answer, &message)) {
+        o->unreachable = !message.bytes;
         if (!message.bytes)
             return error_set(MUSTER_ERR_STORE, "store \"%s\" closed the connection of rank %d", o->where, rank);
         return MUSTER_ERR_AGAIN;
@@ -154,20 +177,51 @@ static muster_status greet_until(struct embedded *e, struct opening *o, int32_t 
     }
 }
 
-muster_status store_embedded_open(const char *where, int32_t rank, int32_t ranks, uint64_t timeout_us,
-                                  struct store **store)
+static muster_status open_one(struct opening *o, int32_t rank, int32_t ranks, struct store **store)
 {
     struct embedded *e = embedded_create();
     if (!e)
         return error_set(MUSTER_ERR_MEMORY, "out of memory for a connection to the store");
-    struct opening o = {.where = where, .deadline_ns = clock_ns_after_us(timeout_us)};
-    muster_status status = open_socket(e, &o);
+    muster_status status = open_socket(e, o);
     if (status == MUSTER_OK)
-        status = greet_until(e, &o, rank, ranks);
-    if (status == MUSTER_OK) {
+        status = greet_until(e, o, rank, ranks);
+    if (status == MUSTER_OK)
         *store = &e->store;
-        return MUSTER_OK;
-    }
-    embedded_free(e);
+    else
+        embedded_free(e);
     return status;
+}
+
+/* Takes the next alternative of a list with commas; false when there is none, or it is too long. */
+static bool next_alternative(const char **list, char where[ALTERNATIVE_BYTES])
+{
+    size_t length = strcspn(*list, ",");
+    if (length >= ALTERNATIVE_BYTES)
+        return false;
+    memcpy(where, *list, length);
+    where[length] = 0;
+    *list += length + ((*list)[length] == ',');
+    return true;
+}
+
+/* In their order, until the store has answered. What each one said stands in the error, the first one first. */
+muster_status store_embedded_open(const char *where, int32_t rank, int32_t ranks, uint64_t timeout_us,
+                                  struct store **store)
+{
+    char said[512] = "";
+    struct opening o = {.first = true, .deadline_ns = clock_ns_after_us(timeout_us)};
+    for (;;) {
+        if (!next_alternative(&where, o.where))
+            return error_set(MUSTER_ERR_ARGUMENT, "store \"%s\": at most %d characters are allowed", where,
+                             ALTERNATIVE_BYTES - 1);
+        o.unreachable = false;
+        muster_status status = open_one(&o, rank, ranks, store);
+        if (status == MUSTER_OK)
+            return MUSTER_OK;
+        size_t used = strlen(said);
+        snprintf(said + used, sizeof said - used, "%s%s", used ? "; " : "", muster_last_error());
+        if (!o.unreachable || !*where)
+            return error_set(status, "%s", said);
+        o.first = false;
+    }
 }

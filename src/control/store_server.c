@@ -37,7 +37,7 @@ struct command {
 int server_watch(struct store_server *server, int operation, int fd, uint32_t events, enum watch_kind kind,
                  uint32_t generation, uint32_t index)
 {
-    uint64_t tag = (uint64_t)kind << 40 | (uint64_t)index << 32 | generation;
+    uint64_t tag = (uint64_t)kind << 48 | (uint64_t)index << 32 | generation;
     struct epoll_event event = {.events = events, .data.u64 = tag};
     return epoll_ctl(server->epoll, operation, fd, &event);
 }
@@ -286,9 +286,9 @@ static void server_handle_connection(struct store_server *server, struct connect
 static void server_handle(struct store_server *server, const struct epoll_event *event)
 {
     uint32_t generation = (uint32_t)event->data.u64;
-    uint32_t index = (uint32_t)(event->data.u64 >> 32) & 0xff;
+    uint32_t index = (uint32_t)(event->data.u64 >> 32) & 0xffff;
     struct connection *c = &server->connection[index];
-    switch ((enum watch_kind)(event->data.u64 >> 40)) {
+    switch ((enum watch_kind)(event->data.u64 >> 48)) {
     case WATCH_COMMAND: server_do_commands(server); break;
     case WATCH_LISTENER: listener_accept(server); break;
     case WATCH_CONNECTION:

@@ -17,7 +17,7 @@
 #include "control/wire.h"
 
 enum {
-    STORE_MAX_CONNECTIONS = MUSTER_MAX_RANKS + 32,
+    STORE_MAX_CONNECTIONS = 2 * MUSTER_MAX_RANKS + 32, /* a rank may come by the listener although it was given one */
     CONNECTION_MAX_ANSWERS = 32,
     CONNECTION_MAX_REASON = 160,
 };

@@ -17,7 +17,8 @@ extern char **environ;
 static const struct config_setting settings[CONFIG_KEYS] = {
     [CONFIG_RANK] = {"MUSTER_RANK", "", "", 0, 127, "this process's rank; set by `muster run`"},
     [CONFIG_RANKS] = {"MUSTER_RANKS", "", "", 1, 128, "ranks in the group; set by `muster run`"},
-    [CONFIG_STORE] = {"MUSTER_STORE", "", "", 0, 0, "where the store is: fd:N or unix:@NAME; set by `muster run`"},
+    [CONFIG_STORE] = {"MUSTER_STORE", "", "", 0, 0,
+                      "where the store is: fd:N or unix:@NAME; with commas, what to try in order; set by `muster run`"},
     [CONFIG_TOOL] = {"MUSTER_TOOL", "", "", 0, 0,
                      "path of the tool `muster`, to start a sidecar store under launchers other than `muster run`"},
     [CONFIG_OPERATION_TIMEOUT_US] = {"MUSTER_OPERATION_TIMEOUT_US", "1000000", "us", 1000, 3600 * SECOND_US,

@@ -159,5 +159,71 @@ test_forked_child_of_a_client() {
     no_leftovers
 }
 
+# A rank may sit behind something that closes the descriptors it was to inherit, as Python's subprocess does. Its death is
+# seen all the same, and what hangs there is killed.
+wrapper='import subprocess, sys; sys.exit(subprocess.call(sys.argv[1:]))'
+process_of() { sed -n "s/^\[$1\] rank $1 joined, process //p" out; }
+
+test_closed_descriptors() {
+    local pid got r
+    command -v python3 >/dev/null || return
+    : >out
+    RUN_TEST_TAG=$tag timeout -k 5 100 "$muster" run -n 4 python3 -c "$wrapper" "$programs/group_rank" 3 >out 2>err &
+    pid=$!
+    for r in 0 1 2 3; do
+        wait_for out "rank $r joined"
+    done
+    kill -KILL "$(process_of 2)"
+    wait $pid
+    got=$?
+    # What a wrapper makes of its program's death is its own: 256 - 9.
+    expect "exit status $got, wanted 247" [ $got = 247 ]
+    has err "rank 2 (process"
+    has err "exited with status 247; "
+    for r in 0 1 3; do
+        has out "[$r] rank $r: "
+    done
+    no_leftovers
+    # A rank that was started again comes the same way; its wrapper's status is not that of a program that is not there.
+    launch 0 -n 2 --respawn python3 -c "$wrapper" sh -c \
+        '[ $MUSTER_RANK = 1 ] && mkdir once_more 2>/dev/null && { "$0" 0; kill -KILL $$; }; exec "$0" 4000' "$rank"
+    has err "it is started again"
+    has out "[1] rank 1 of 2 arrived, incarnation 2"
+}
+
+test_fence_behind_a_wrapper() {
+    local pid victim example
+    example=$(dirname "$muster")/example_survive
+    command -v python3 >/dev/null && [ -x "$example" ] || return
+    : >out
+    MUSTER_STEP_TIMEOUT_US=1000000 MUSTER_OPERATION_TIMEOUT_US=500000 RUN_TEST_TAG=$tag timeout -k 5 100 \
+        "$muster" run -n 3 python3 -c "$wrapper" "$example" >out 2>err &
+    pid=$!
+    wait_for out ": 3 ranks are here"
+    victim=$(tagged | grep -oE '[0-9]+' | while read -r p; do
+        [ "$(readlink "/proc/$p/exe")" = "$example" ] && tr '\0' '\n' <"/proc/$p/environ" | grep -q '^MUSTER_RANK=1$' && echo "$p"
+    done)
+    kill -STOP "$victim"
+    wait_for out ": 2 ranks are here"
+    wait_for err "rank 1 (process"
+    has err "exited with status 247; 2 of 3 ranks go on"
+    kill -TERM $(pgrep -P $pid)
+    wait $pid
+    no_leftovers
+}
+
+# Neither way leads to the store: both are told, and what became of the first.
+test_no_way_to_the_store() {
+    local start=$SECONDS
+    : >out
+    env MUSTER_RANK=0 MUSTER_RANKS=1 MUSTER_STORE="fd:99,unix:@muster-nobody-$tag" "$rank" 0 2>err
+    expect "the status $? of a rank without a store" [ $? = 71 ]
+    has err "store \"fd:99\" is not an open connection to a store in this process: what started it has closed"
+    has err "; store \"unix:@muster-nobody-$tag\" cannot be reached: Connection refused"
+    expect "after $((SECONDS - start)) s" [ $((SECONDS - start)) -lt 9 ]
+    env MUSTER_RANK=0 MUSTER_RANKS=1 MUSTER_STORE="fd:99,tcp:80" "$rank" 0 2>err
+    has err "store \"tcp:80\" must be"
+}
+
 run_tests "${3:-}"
 exit $failed

@@ -917,7 +917,7 @@ static void test_nonsense_requests(void **state)
 static void test_connections_are_bounded(void **state)
 {
     (void)state;
-    enum { MANY = 200 };
+    enum { MANY = 400 };
     int fd[MANY];
     struct store_server *server = server_running();
     struct client honest = client_open(server, 0);
