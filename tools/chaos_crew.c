@@ -14,6 +14,7 @@
 #include "core/clock.h"
 #include "core/config.h"
 #include "core/mask.h"
+#include "inherited.h"
 #include "muster/status.h"
 #include "process.h"
 
@@ -199,6 +200,9 @@ bool chaos_crew_open(struct chaos_crew *crew, const struct chaos_options *option
     if (!crew->board)
         return chaos_crew_fail(crew, CHAOS_ERRED, "shared memory: %s", strerror(errno));
     atomic_store(&crew->board->victim, 0);
+    char text[200];
+    if (!inherited_make_room(options->shape.ranks, 0, text, sizeof text))
+        return chaos_crew_fail(crew, CHAOS_ERRED, "%s", text);
     if (store_server_create(&config, &crew->server) == MUSTER_OK &&
         store_server_start_thread(crew->server) == MUSTER_OK)
         return true;

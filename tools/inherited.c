@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "inherited.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -8,6 +9,10 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <unistd.h>
+
+#include "control/store_server.h"
+
+enum { SPARE = 12 /* for what is open only for a moment: the ends of pipes that a rank gets, files that are read */ };
 
 static struct rlimit limit_before; /* of open files, as we got it */
 static bool limit_raised;
@@ -51,20 +56,32 @@ void inherited_repair(void)
     unblock_signals();
 }
 
-bool inherited_raise_descriptors(uint64_t needed, char *text, size_t bytes)
+static uint64_t count_open(void)
+{
+    uint64_t count = 0;
+    DIR *folder = opendir("/proc/self/fd");
+    while (folder && readdir(folder))
+        count++;
+    if (folder)
+        closedir(folder);
+    return count;
+}
+
+static bool raise_limit(int32_t ranks, uint64_t needed, char *text, size_t bytes)
 {
     struct rlimit limit;
     if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= needed)
         return true; /* a limit that cannot be read shows when a file cannot be opened */
     if (limit.rlim_max < needed) {
-        snprintf(text, bytes,
-                 "%llu open files are needed, and the hard limit is %llu: raise it (ulimit -Hn), or start fewer ranks",
-                 (unsigned long long)needed, (unsigned long long)limit.rlim_max);
+        snprintf(
+            text, bytes,
+            "%d ranks need %llu open files here, and the hard limit is %llu: raise it (ulimit -Hn), or start fewer",
+            ranks, (unsigned long long)needed, (unsigned long long)limit.rlim_max);
         return false;
     }
     struct rlimit raised = {.rlim_cur = needed, .rlim_max = limit.rlim_max};
     if (setrlimit(RLIMIT_NOFILE, &raised) != 0) {
-        snprintf(text, bytes, "%llu open files are needed, and the limit of %llu cannot be raised: %s",
+        snprintf(text, bytes, "%d ranks need %llu open files here, and the limit of %llu cannot be raised: %s", ranks,
                  (unsigned long long)needed, (unsigned long long)limit.rlim_cur, strerror(errno));
         return false;
     }
@@ -72,6 +89,12 @@ bool inherited_raise_descriptors(uint64_t needed, char *text, size_t bytes)
         limit_before = limit;
     limit_raised = true;
     return true;
+}
+
+bool inherited_make_room(int32_t ranks, int32_t more, char *text, size_t bytes)
+{
+    uint64_t needed = count_open() + store_server_descriptors(ranks) + (uint64_t)ranks * (uint64_t)more + SPARE;
+    return raise_limit(ranks, needed, text, bytes);
 }
 
 void inherited_give_back_descriptors(void)

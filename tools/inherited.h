@@ -14,10 +14,10 @@
 void inherited_repair(void);
 
 /*
- * Raises the soft limit of open files to `needed` if it is lower. False when the hard limit does not allow that; what is
- * to be said of it is in `text` then.
+ * Raises the soft limit of open files, if it is lower, so that the store of so many ranks can be hosted here, with `more`
+ * descriptors for each, beside what is open now. False when the hard limit does not allow that; `text` says so then.
  */
-bool inherited_raise_descriptors(uint64_t needed, char *text, size_t bytes);
+bool inherited_make_room(int32_t ranks, int32_t more, char *text, size_t bytes);
 
 /* In a child, before exec: the limit of open files that we got. Allocates nothing. */
 void inherited_give_back_descriptors(void);

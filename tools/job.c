@@ -13,10 +13,11 @@
 
 #include "control/store_server.h"
 #include "core/clock.h"
+#include "inherited.h"
 #include "muster/status.h"
 #include "process.h"
 
-enum { POLL_MS = 10, SHOW_NS = 100 * 1000 * 1000, LEASE_US = 5000000, MAX_ARGUMENTS = 9 };
+enum { POLL_MS = 10, SHOW_NS = 100 * 1000 * 1000, LEASE_US = 5000000, MAX_ARGUMENTS = 9, DESCRIPTORS_OF_A_RANK = 2 };
 
 static const uint64_t SETTLE_NS = UINT64_C(5000000000); /* after the last token, for the faults to be got over */
 static const uint64_t LEAVE_NS = UINT64_C(5000000000); /* for the ranks to leave; then they are killed */
@@ -301,6 +302,11 @@ static bool job_start(struct job *job)
                                          .lease_us = LEASE_US,
                                          .on_event = job_store_event,
                                          .context = job};
+    char text[200];
+    if (!inherited_make_room(job->plan.ranks, DESCRIPTORS_OF_A_RANK, text, sizeof text)) {
+        fprintf(stderr, "muster: %s\n", text);
+        return false;
+    }
     if (store_server_create(&config, &job->server) != MUSTER_OK) {
         fprintf(stderr, "muster: %s\n", muster_last_error());
         return false;

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "core/clock.h"
+#include "inherited.h"
 #include "perf.h"
 #include "process.h"
 
@@ -30,6 +31,11 @@ static bool open_store(struct perf_run *run, enum perf_side_id side)
     struct store_server **server = &run->crew[side].server;
     if (side == PERF_NCCL)
         return true;
+    char text[200];
+    if (!inherited_make_room(run->options.shape.ranks, 0, text, sizeof text)) {
+        perf_board_fail(run->board, "%s", text);
+        return false;
+    }
     if (store_server_create(&config, server) == MUSTER_OK && store_server_start_thread(*server) == MUSTER_OK)
         return true;
     perf_board_fail(run->board, "%s", muster_last_error());

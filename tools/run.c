@@ -13,6 +13,7 @@
 
 #include "core/clock.h"
 #include "core/config.h"
+#include "inherited.h"
 #include "launch.h"
 #include "process.h"
 #include "tool.h"
@@ -202,6 +203,17 @@ static void listen_too(struct launch *launch)
     launch->store_name[0] = 0;
 }
 
+static bool make_room(const struct launch *launch)
+{
+    char text[200];
+    int32_t streams = launch->options.prefix ? LAUNCH_STREAMS : 0;
+    int32_t second_ways = 1; /* a rank's first connection stays open when it comes by the listener */
+    if (inherited_make_room(launch->options.ranks, streams + second_ways, text, sizeof text))
+        return true;
+    fprintf(stderr, "muster run: %s\n", text);
+    return false;
+}
+
 static muster_status open_store(struct launch *launch)
 {
     struct store_server_config config = {.ranks = launch->options.ranks, .on_event = note_event, .context = launch};
@@ -228,6 +240,10 @@ static struct launch *launch_create(const struct launch_options *options)
 static int run(const struct launch_options *options)
 {
     struct launch *launch = launch_create(options);
+    if (launch && !make_room(launch)) {
+        free(launch);
+        return LAUNCH_ENDED_BY_US;
+    }
     if (!launch || open_signals(launch) < 0) {
         perror("muster run");
         free(launch);

@@ -10,6 +10,7 @@
 
 #include "control/store_server.h"
 #include "core/clock.h"
+#include "inherited.h"
 #include "muster/group.h"
 #include "tool.h"
 
@@ -100,6 +101,11 @@ static void serve(struct store_server *server, const struct options *o)
 /* Listening begins before the fork, so that the caller finds the store when this command has returned. */
 static int start(const struct options *o, struct store_server **server)
 {
+    char text[200];
+    if (!inherited_make_room(o->ranks, 0, text, sizeof text)) {
+        fprintf(stderr, "muster store: %s\n", text);
+        return 1;
+    }
     struct store_server_config config = {.ranks = o->ranks, .resizes = 1};
     if (store_server_create(&config, server) == MUSTER_OK && store_server_listen(*server, o->name) == MUSTER_OK)
         return 0;

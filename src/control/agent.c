@@ -15,6 +15,7 @@
 #include "control/group_state.h"
 #include "control/wire.h"
 #include "core/clock.h"
+#include "core/descriptors.h"
 #include "core/error.h"
 #include "core/fault.h"
 #include "core/log.h"
@@ -24,6 +25,8 @@ enum {
     AGENT_IDLE_NS = 50 * 1000 * 1000, /* the caller does not wake the agent for each operation it watches */
     AGENT_JUDGING_NS = 10 * 1000 * 1000, /* while a deadline of the members runs: a pause should not pass for a sleep */
     AGENT_PAUSE_NS = 50 * 1000 * 1000, /* who comes later than this did not wait for a core, but did not run */
+    AGENT_MEMORY_AGAIN_NS = 50 * 1000 * 1000,
+    AGENT_MEMORY_ROUNDS = 6, /* less than the others wait for an acknowledgement, or its reason would not be heard */
     AGENT_DEVICE_IDLE_NS = 500 * 1000,
     AGENT_DEVICE_BUSY_NS = 20 * 1000,
 };
@@ -119,6 +122,14 @@ static bool agent_mapped(const muster_group *g, int rank, uint32_t incarnation)
            g->prepared[rank].incarnation == incarnation;
 }
 
+static void agent_ask_memory(muster_group *g)
+{
+    const struct view *view = &g->raising;
+    for (int r = mask_next(view->mask, 0); r >= 0; r = mask_next(view->mask, r + 1))
+        if (!agent_mapped(g, r, view->incarnation[r]))
+            g->store->ops->ask_memory(g->store, r, view->incarnation[r]);
+}
+
 static void agent_raise(muster_group *g, const struct view *view)
 {
     g->opening = 0;
@@ -133,9 +144,9 @@ static void agent_raise(muster_group *g, const struct view *view)
     g->view.ready = 0;
     pthread_mutex_unlock(&g->lock);
     g->raising = *view;
-    for (int r = mask_next(view->mask, 0); r >= 0; r = mask_next(view->mask, r + 1))
-        if (!agent_mapped(g, r, view->incarnation[r]))
-            g->store->ops->ask_memory(g->store, r, view->incarnation[r]);
+    g->memory_again_ns = 0;
+    g->memory_rounds = 0;
+    agent_ask_memory(g);
 }
 
 static void agent_unmap(muster_group *g, struct group_mapping *mapping)
@@ -409,17 +420,42 @@ static void agent_map(muster_group *g, int rank, const struct store_event *e)
     snprintf(g->unmapped_text, sizeof g->unmapped_text, "memory of rank %d: %s", rank, muster_last_error());
 }
 
+/* Asked for again; then the group ends here and says why, since the others wait for this rank. */
+static void agent_memory_was_cut(muster_group *g, int rank)
+{
+    if (g->memory_rounds == AGENT_MEMORY_ROUNDS) {
+        g->unmapped = MUSTER_ERR_SYSTEM;
+        snprintf(g->unmapped_text, sizeof g->unmapped_text,
+                 "memory of rank %d: no descriptor is left for it; at most %llu files may be open (ulimit -n)", rank,
+                 (unsigned long long)descriptors_limit());
+        return;
+    }
+    if (!g->memory_again_ns && g->memory_rounds == 0)
+        log_line(LOG_LEVEL_WARN, "no descriptor is left for the memory of rank %d; it is asked for again", rank);
+    g->memory_again_ns = clock_ns() + AGENT_MEMORY_AGAIN_NS;
+}
+
+static void agent_check_memory(muster_group *g)
+{
+    if (g->stopped || !g->memory_again_ns || clock_ns() < g->memory_again_ns)
+        return;
+    g->memory_again_ns = 0;
+    g->memory_rounds++;
+    agent_ask_memory(g);
+}
+
 /* A newcomer's memory; one that came for a view that is no longer being prepared is dropped. */
 static void agent_memory(muster_group *g, const struct store_event *e)
 {
-    if (e->fd < 0)
-        return;
     int r = e->rank;
     bool wanted = mask_has(g->raising.mask, r) && g->raising.incarnation[r] == e->incarnation &&
                   !agent_mapped(g, r, e->incarnation);
-    if (wanted)
+    if (wanted && e->fd >= 0)
         agent_map(g, r, e);
-    close(e->fd);
+    else if (wanted && e->status != MUSTER_OK)
+        agent_memory_was_cut(g, r);
+    if (e->fd >= 0)
+        close(e->fd);
 }
 
 /* False when there is nothing more for now. */
@@ -668,6 +704,7 @@ static void *agent_main(void *argument)
         if (!g->stopped && member_next_ns(&g->member) <= clock_ns())
             agent_event(g, (struct member_event){.type = MEMBER_TICK});
         agent_look_at_device(g);
+        agent_check_memory(g);
         agent_check_quiesced(g);
         agent_check_ready(g);
         agent_check_open(g);

@@ -14,6 +14,7 @@
 #include "control/identity.h"
 #include "core/clock.h"
 #include "core/config.h"
+#include "core/descriptors.h"
 #include "core/error.h"
 #include "core/fault.h"
 #include "core/log.h"
@@ -190,6 +191,16 @@ static void group_init_lock(muster_group *g)
     pthread_mutex_init(&g->lock, NULL);
 }
 
+/* The first descriptor of a group; who has none left for it gets no further. */
+static muster_status group_open_wake(muster_group *g)
+{
+    g->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (g->wake_fd >= 0)
+        return MUSTER_OK;
+    return error_set(MUSTER_ERR_SYSTEM, "the group's event descriptor: %s; at most %llu files may be open (ulimit -n)",
+                     strerror(errno), (unsigned long long)descriptors_limit());
+}
+
 static muster_status group_found(muster_group *g)
 {
     char fields[256];
@@ -241,7 +252,8 @@ static void group_free(muster_group *g)
     group_forget_fields(g);
     pthread_cond_destroy(&g->changed);
     pthread_mutex_destroy(&g->lock);
-    close(g->wake_fd);
+    if (g->wake_fd >= 0)
+        close(g->wake_fd);
     claim_release(&g->claim);
     free(g);
 }
@@ -277,7 +289,9 @@ muster_status muster_group_create(const muster_group_config *config, muster_grou
     if (status != MUSTER_OK)
         goto free_memory;
     group_init_lock(g);
-    g->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    status = group_open_wake(g);
+    if (status != MUSTER_OK)
+        goto free_group;
     status =
         store_embedded_open(identity.store, g->config.rank, g->config.ranks, g->config.start_timeout_us, &g->store);
     if (status != MUSTER_OK)

@@ -116,6 +116,8 @@ struct muster_group {
     struct group_mapping mapping[MUSTER_MAX_RANKS]; /* of the installed view */
     struct group_mapping prepared[MUSTER_MAX_RANKS]; /* newcomers of the view being prepared */
     struct view raising; /* the prepare that is not acknowledged yet */
+    uint64_t memory_again_ns; /* when what of its newcomers' memory could not be had is asked for again; 0: all could */
+    int memory_rounds; /* how often that has been done for it */
     uint32_t opening; /* with a device: the epoch that it was told to open, and has not yet; 0: none */
     bool leaving; /* muster_group_leave() was called, and a device may still be at work */
     uint32_t ready_sent;

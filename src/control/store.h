@@ -22,7 +22,11 @@ enum store_event_type {
     STORE_NOTHING, /* poll() has no more for now */
     STORE_REPLY, /* to request `id`: status OK; AGAIN = the compare-and-swap lost, value/revision are the current */
     STORE_CHANGE, /* key now has value at revision; value_bytes 0 and gone = 1: it was deleted */
-    STORE_MEMORY, /* fd of the memory of (rank, incarnation), or -1 if the store has none; the receiver owns it */
+    /*
+     * fd of the memory of (rank, incarnation), which the receiver owns; or -1 if the store has none, or, with status SYSTEM,
+     * if it came and this process has no descriptor left.
+     */
+    STORE_MEMORY,
     STORE_LOST, /* the store is gone, is another one, or went back in time; nothing comes after it */
 };
 

@@ -261,13 +261,23 @@ static bool connection_handle(struct store_server *server, struct connection *c,
     return true;
 }
 
+/* NULL and the frame, or why it is refused. */
+static const char *frame_take(const unsigned char *bytes, const struct socket_message *message,
+                              struct wire_frame *frame)
+{
+    if (message->cut)
+        return "it is too long, or carries too many descriptors";
+    if (message->descriptor_lost)
+        return "the store has no descriptor left for what came with it; the limit of open files (ulimit -n) is too low";
+    return wire_get_frame(bytes, message->bytes, frame);
+}
+
 /* False: the connection was closed. */
 static bool connection_take(struct store_server *server, struct connection *c, const unsigned char *bytes,
                             struct socket_message *message)
 {
     struct wire_frame frame = {.type = WIRE_PING};
-    const char *reason = message->cut ? "it is too long, or carries too many descriptors"
-                                      : wire_get_frame(bytes, message->bytes, &frame);
+    const char *reason = frame_take(bytes, message, &frame);
     if (is_stranger(c, message) && (reason || frame.type != WIRE_HELLO)) {
         connection_complain(c, "ignored a frame of process %d", (int)message->pid);
         return true;

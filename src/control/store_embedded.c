@@ -274,9 +274,10 @@ static bool embedded_read(struct embedded *e, struct store_event *event)
         return false;
     }
     bool taken = embedded_understand(e, &message, event);
-    if (taken && event->type == STORE_MEMORY)
+    if (taken && event->type == STORE_MEMORY) {
         event->fd = message.fd;
-    else if (message.fd >= 0)
+        event->status = message.descriptor_lost ? MUSTER_ERR_SYSTEM : MUSTER_OK;
+    } else if (message.fd >= 0)
         close(message.fd);
     return true;
 }

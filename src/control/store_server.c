@@ -22,6 +22,8 @@ enum {
     ACCEPTS_PER_TURN = 16,
     THREAD_WAIT_MS = 1000,
     LISTEN_AGAIN_NS = 100000000,
+    DESCRIPTORS_PER_RANK = 3, /* its connection, its process, its memory */
+    DESCRIPTORS_OF_ITS_OWN = 12, /* the epoll set, the pipe, the listener, and connections that have not said hello */
 };
 
 /* What other threads ask of the serving one, through a pipe: writes this small are atomic. */
@@ -88,6 +90,11 @@ static struct store_server *server_allocate(const struct store_server_config *co
         server->connection[i].fd = -1;
     ranks_init(server);
     return server;
+}
+
+uint64_t store_server_descriptors(int32_t ranks)
+{
+    return (uint64_t)ranks * DESCRIPTORS_PER_RANK + DESCRIPTORS_OF_ITS_OWN;
 }
 
 muster_status store_server_create(const struct store_server_config *config, struct store_server **server)

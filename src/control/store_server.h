@@ -26,6 +26,9 @@ struct store_server_config {
     void *context;
 };
 
+/* How many descriptors a store for so many ranks may hold at a time, each rank having come in one way. */
+uint64_t store_server_descriptors(int32_t ranks);
+
 muster_status store_server_create(const struct store_server_config *config, struct store_server **server);
 void store_server_destroy(struct store_server *server);
 

@@ -59,8 +59,10 @@ int socket_receive(int socket, unsigned char *room, size_t bytes, struct socket_
     if (got < 0)
         return -1;
     *message = (struct socket_message){.bytes = (size_t)got, .fd = -1};
-    message->cut = header.msg_flags & (MSG_TRUNC | MSG_CTRUNC);
     take_control(&header, message);
+    message->descriptor_lost = header.msg_flags & MSG_CTRUNC && message->fd < 0;
+    if (header.msg_flags & (message->descriptor_lost ? MSG_TRUNC : MSG_TRUNC | MSG_CTRUNC))
+        message->cut = true;
     return 0;
 }
 

@@ -225,5 +225,41 @@ test_no_way_to_the_store() {
     has err "store \"tcp:80\" must be"
 }
 
+# The launcher takes the open files that it needs, the ranks keep the limit that there was; what does not fit is refused.
+test_few_descriptors() {
+    local hard
+    hard=$(ulimit -Hn)
+    inherit=(prlimit --nofile=512:"$hard")
+    launch 0 -n 128 "$programs/group_rank" 128
+    has_not err "refused"
+    launch 0 -n 100 sh -c 'ulimit -Sn'
+    count_is out "] 512" 100
+    inherit=(prlimit --nofile=512:512)
+    launch 1 -n 128 true
+    has err "128 ranks need "
+    has err "open files here, and the hard limit is 512: raise it (ulimit -Hn), or start fewer"
+    launch 0 -n 64 "$programs/group_rank" 64
+    inherit=(env)
+    prlimit --nofile=64:64 "$muster" store --name "$tag-few" --ranks 128 2>err
+    expect "status of a store without room" [ $? = 1 ]
+    has err "muster store: 128 ranks need "
+    prlimit --nofile=64:64 "$muster" perf ep --no-baseline --ranks 64 --tokens 1 --blocks 2 --iterations 2 >out 2>err
+    expect "status of muster perf without room" [ $? = 1 ]
+    has err "64 ranks need "
+}
+
+# A rank that lacks descriptors says so, however few it has; the others are not ended for it without a reason.
+test_rank_without_descriptors() {
+    local few
+    for few in 12 8 7 6 5 4; do
+        : >out
+        RUN_TEST_TAG=$tag timeout -k 5 60 "$muster" run -n 2 --grace 1 sh -c \
+            '[ $MUSTER_RANK = 1 ] && exec prlimit --nofile='$few:$few' "$0" 2; exec "$0" 2' "$programs/group_rank" >out 2>err
+        grep -q "^\[1\] rank 1 joined" out && continue
+        expect "rank 1 with $few open files says nothing" \
+            grep -qE "^\[1\] (no group: .*(Too many open files|no descriptor is left|open files)|.*error while loading)" err
+    done
+}
+
 run_tests "${3:-}"
 exit $failed

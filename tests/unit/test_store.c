@@ -16,6 +16,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -587,6 +588,42 @@ static void test_listener(void **state)
     store_server_destroy(server);
 }
 
+/* The first place that leads to a store is taken; a store that has answered is the right one, whatever it says. */
+static void test_alternatives(void **state)
+{
+    (void)state;
+    char name[64], where[160];
+    struct store *store = NULL;
+    struct store_server *server = server_new(RANKS, 1, LEASE_US);
+    snprintf(name, sizeof name, "muster-test-alternatives-%d", (int)getpid());
+    assert_int_equal(store_server_listen(server, name), MUSTER_OK);
+    assert_int_equal(store_server_start_thread(server), MUSTER_OK);
+    snprintf(where, sizeof where, "fd:9999,unix:@%s-none,unix:@%s", name, name);
+    assert_int_equal(store_embedded_open(where, 0, RANKS, 5 * SECOND_US, &store), MUSTER_OK);
+    store->ops->leave(store);
+    store->ops->close(store);
+
+    int fd = store_server_connect(server); /* broken off by the one who had it before */
+    shutdown(fd, SHUT_RDWR);
+    snprintf(where, sizeof where, "fd:%d,unix:@%s", fd, name);
+    assert_int_equal(store_embedded_open(where, 1, RANKS, 5 * SECOND_US, &store), MUSTER_OK);
+    store->ops->leave(store);
+    store->ops->close(store);
+    close(fd);
+
+    struct client c = client_open(server, 2);
+    snprintf(where, sizeof where, "unix:@%s,fd:9999", name);
+    assert_int_equal(store_embedded_open(where, 0, RANKS + 1, SECOND_US, &store), MUSTER_ERR_STORE);
+    assert_non_null(strstr(muster_last_error(), "group of 5 ranks"));
+    assert_null(strstr(muster_last_error(), "9999"));
+    snprintf(where, sizeof where, "fd:9999,unix:@%s-none", name);
+    assert_int_equal(store_embedded_open(where, 0, RANKS, 60 * SECOND_US, &store), MUSTER_ERR_STORE);
+    assert_non_null(strstr(muster_last_error(), "store \"fd:9999\" is not an open connection"));
+    assert_non_null(strstr(muster_last_error(), "-none\" cannot be reached: Connection refused"));
+    client_close(&c);
+    store_server_destroy(server);
+}
+
 /* ---- memory ---- */
 
 static int make_memory(const char *text)
@@ -618,12 +655,74 @@ static void assert_memory_is(int fd, const char *text)
     close(fd);
 }
 
+/* From now on no descriptor can be opened in this process; the limit that there was. */
+static struct rlimit use_up_descriptors(void)
+{
+    struct rlimit before, none;
+    int next = dup(0);
+    assert_true(next > 0);
+    close(next);
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
+    none = (struct rlimit){.rlim_cur = (rlim_t)next, .rlim_max = before.rlim_max};
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+    assert_int_equal(dup(0), -1);
+    return before;
+}
+
 static void share(struct client *c, const char *text)
 {
     int fd = make_memory(text);
     c->store->ops->share_memory(c->store, fd);
     close(fd);
     get(c, "view"); /* requests are served in order: its reply says that the memory has arrived */
+}
+
+/* A memory that came, and could not be taken for want of descriptors, is not one that the store does not have. */
+static void test_memory_without_descriptors(void **state)
+{
+    (void)state;
+    struct store_server *server = server_running();
+    struct client a = client_open(server, 0), b = client_open(server, 1);
+    share(&b, "one");
+    struct rlimit before = use_up_descriptors();
+    struct store_event lost = ask_memory(&a, 1, 1), none = ask_memory(&a, 2, 1);
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
+    assert_int_equal(lost.fd, -1);
+    assert_int_equal(lost.status, MUSTER_ERR_SYSTEM);
+    assert_int_equal(none.fd, -1);
+    assert_int_equal(none.status, MUSTER_OK);
+    struct store_event again = ask_memory(&a, 1, 1);
+    assert_int_equal(again.status, MUSTER_OK);
+    assert_memory_is(again.fd, "one");
+    client_close(&a);
+    client_close(&b);
+    store_server_destroy(server);
+}
+
+/* On the socket: too many descriptors are one thing, no number for the only one is another. */
+static void test_lost_descriptors(void **state)
+{
+    (void)state;
+    int ends[2];
+    unsigned char room[8];
+    struct socket_message message;
+    assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends), 0);
+    assert_int_equal(socket_send(ends[0], (const unsigned char *)"frame", 5, 0), 0);
+    struct rlimit before = use_up_descriptors();
+    int received = socket_receive(ends[1], room, sizeof room, &message);
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
+    assert_int_equal(received, 0);
+    assert_true(message.descriptor_lost);
+    assert_false(message.cut);
+    assert_int_equal(message.bytes, 5);
+    assert_int_equal(message.fd, -1);
+    assert_int_equal(socket_send(ends[0], (const unsigned char *)"frame is longer", 15, 0), 0);
+    assert_int_equal(socket_receive(ends[1], room, sizeof room, &message), 0);
+    assert_true(message.cut);
+    assert_false(message.descriptor_lost);
+    close(message.fd);
+    close(ends[0]);
+    close(ends[1]);
 }
 
 static void test_memory(void **state)
@@ -1499,7 +1598,10 @@ int main(void)
         cmocka_unit_test(test_refused_hellos),
         cmocka_unit_test(test_malformed_places),
         cmocka_unit_test(test_listener),
+        cmocka_unit_test(test_alternatives),
         cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_memory_without_descriptors),
+        cmocka_unit_test(test_lost_descriptors),
         cmocka_unit_test(test_hostile_clients),
         cmocka_unit_test(test_frames_before_hello),
         cmocka_unit_test(test_nonsense_requests),
