@@ -191,7 +191,21 @@ muster_status room_check(uint64_t bytes, const char *what, struct room *room)
                      (unsigned long long)bytes, (unsigned long long)room->bytes, room->limit);
 }
 
-/* --------------------------------------------------------------------------------------- what could not be mapped */
+/* ----------------------------------------------------------------------------- what could not be taken, or mapped */
+
+void room_explain_take(const char *proc, int error, char text[ROOM_TEXT_BYTES])
+{
+    char path[PATH_BYTES];
+    uint64_t strict = 0, limit = 0, committed = 0;
+    snprintf(path, sizeof path, "%s/sys/vm/overcommit_memory", proc);
+    read_number(path, "", &strict);
+    snprintf(path, sizeof path, "%s/meminfo", proc);
+    if (strict == 2 && read_number(path, "CommitLimit:", &limit) && read_number(path, "Committed_AS:", &committed))
+        snprintf(text, ROOM_TEXT_BYTES, "vm.overcommit_memory is 2, and %llu of %llu kB may be promised yet",
+                 (unsigned long long)(limit > committed ? limit - committed : 0), (unsigned long long)limit);
+    else
+        snprintf(text, ROOM_TEXT_BYTES, "%s", strerror(error));
+}
 
 static uint64_t own_mappings(void)
 {

@@ -26,6 +26,9 @@ void room_find(const char *proc, struct room *room);
 /* MEMORY, with both numbers and the limit, if there is no room for `bytes`, which are wanted for `what`. */
 muster_status room_check(uint64_t bytes, const char *what, struct room *room);
 
+/* Words why memory could not be taken though there was room for it: strict accounting, or else the error. */
+void room_explain_take(const char *proc, int error, char text[ROOM_TEXT_BYTES]);
+
 /* Words why `bytes` could not be mapped: the limit that is in the way, or else the error. */
 void room_explain_map(int error, uint64_t bytes, char text[ROOM_TEXT_BYTES]);
 

@@ -52,6 +52,15 @@ static uint64_t shm_step(uint64_t room, uint64_t rest, uint64_t most, int sharer
     return step < rest ? step : rest;
 }
 
+static muster_status shm_not_taken(int error, uint64_t done, uint64_t bytes, const struct room *room)
+{
+    char why[ROOM_TEXT_BYTES];
+    room_explain_take("/proc", error, why);
+    return error_set(MUSTER_ERR_MEMORY, "%s: %llu of %llu bytes could be taken, though %llu are left of %s: %s",
+                     symmetric_memory, (unsigned long long)done, (unsigned long long)bytes,
+                     (unsigned long long)room->bytes, room->limit, why);
+}
+
 /*
  * Takes every page now, so that what was promised is there when it is used: no rank is ended for it in the middle of a step.
  * That is done in steps, each after a look at what is left, since the kernel ends processes rather than to refuse. A step
@@ -71,9 +80,7 @@ static muster_status shm_commit(int fd, uint64_t bytes, int sharers)
         else if (errno == EINTR)
             most /= 2;
         else
-            return error_set(MUSTER_ERR_MEMORY, "%s: %llu of %llu bytes could be taken, though %llu are left of %s: %s",
-                             symmetric_memory, (unsigned long long)done, (unsigned long long)bytes,
-                             (unsigned long long)room.bytes, room.limit, strerror(errno));
+            return shm_not_taken(errno, done, bytes, &room);
     }
     return MUSTER_OK;
 }

@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include <cmocka.h>
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -158,6 +159,25 @@ static void other_hierarchies_do_not_count(void **state)
     expect_room(1024 * MIB, "MemAvailable");
 }
 
+static void expect_reason(const char *reason)
+{
+    char proc[128], text[ROOM_TEXT_BYTES];
+    snprintf(proc, sizeof proc, "%s/proc", base);
+    room_explain_take(proc, ENOMEM, text);
+    assert_string_equal(text, reason);
+}
+
+static void strict_accounting_is_named(void **state)
+{
+    (void)state;
+    expect_reason(strerror(ENOMEM));
+    put("proc/sys/vm/overcommit_memory", "0\n");
+    put("proc/meminfo", "MemAvailable: 9 kB\nCommitLimit:     1000 kB\nCommitted_AS:     900 kB\n");
+    expect_reason(strerror(ENOMEM));
+    put("proc/sys/vm/overcommit_memory", "2\n");
+    expect_reason("vm.overcommit_memory is 2, and 100 of 1000 kB may be promised yet");
+}
+
 /* What a region promises is there: every page of it. */
 static void regions_are_taken_as_a_whole(void **state)
 {
@@ -182,6 +202,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(version_1_has_a_limit_at_each_level, open_base, close_base),
         cmocka_unit_test_setup_teardown(a_mount_may_begin_further_down, open_base, close_base),
         cmocka_unit_test_setup_teardown(other_hierarchies_do_not_count, open_base, close_base),
+        cmocka_unit_test_setup_teardown(strict_accounting_is_named, open_base, close_base),
         cmocka_unit_test(regions_are_taken_as_a_whole),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
