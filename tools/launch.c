@@ -327,6 +327,41 @@ static void check_arrivals(struct launch *launch)
     }
 }
 
+/* The first rank that has gone for good, or -1. */
+static int32_t first_gone(const struct launch *launch)
+{
+    int32_t first = -1;
+    for (int32_t i = 0; i < launch->options.ranks; i++) {
+        const struct launch_rank *r = &launch->rank[i];
+        bool gone = r->state == RANK_ENDED && r->starts;
+        if (gone && (first < 0 || r->exited_ns < launch->rank[first].exited_ns))
+            first = i;
+    }
+    return first;
+}
+
+static int status_of_end(int status)
+{
+    if (WIFSIGNALED(status))
+        return 128 + WTERMSIG(status);
+    return WEXITSTATUS(status) ? WEXITSTATUS(status) : LAUNCH_ENDED_BY_US;
+}
+
+/* A group begins with all of its ranks. Others that fail for the same reason have a moment to say so. */
+static void check_founding(struct launch *launch)
+{
+    int32_t gone = store_server_is_founding(launch->server) ? first_gone(launch) : -1;
+    uint64_t now_ns = clock_ns();
+    if (gone < 0 || !launch->hopeless_ns)
+        launch->hopeless_ns = gone < 0 ? 0 : now_ns;
+    if (gone < 0 || now_ns < launch->hopeless_ns + LAST_WORDS_NS)
+        return;
+    char end[64];
+    describe_end(launch->rank[gone].status, end, sizeof end);
+    say(launch, "rank %d %s before the group was formed, which needs every rank: ending the job", gone, end);
+    launch_end(launch, SIGTERM, status_of_end(launch->rank[gone].status));
+}
+
 bool launch_streams_closed(const struct launch_rank *r)
 {
     return r->source[0].fd < 0 && r->source[1].fd < 0;
@@ -365,6 +400,8 @@ void launch_check(struct launch *launch)
         signal_ranks(launch, SIGKILL);
     if (!launch->ending)
         check_arrivals(launch);
+    if (!launch->ending)
+        check_founding(launch);
     start_waiting(launch);
     close_held_streams(launch);
 }
@@ -380,6 +417,8 @@ int launch_wait_ms(const struct launch *launch)
     uint64_t now_ns = clock_ns(), first_ns = now_ns + POLL_MAX_MS * UINT64_C(1000000);
     if (launch->ask_at_ns)
         earlier(&first_ns, launch->ask_at_ns);
+    if (launch->hopeless_ns && !launch->ending)
+        earlier(&first_ns, launch->hopeless_ns + LAST_WORDS_NS);
     if (launch->ending && launch_ranks_in(launch, RANK_RUNNING))
         earlier(&first_ns, launch->kill_at_ns);
     for (int i = 0; i < launch->options.ranks; i++) {

@@ -65,6 +65,7 @@ struct launch {
     int failed; /* ranks that died or failed and are not started again */
     int first_failure; /* first nonzero exit status of a rank */
     int first_signal;
+    uint64_t hopeless_ns; /* since when ranks that create their group wait for one that has gone; 0: none does */
     bool told_losses; /* that output could not be written */
 };
 

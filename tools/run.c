@@ -51,7 +51,9 @@ static const char text_after[] =
     "  N        the first status other than 0 that a rank exited with (127: program not found); a rank that was "
     "started again and fails after another rank has finished does not count\n"
     "  128 + S  every rank died by a signal (S: the first one), or a signal S ended the job\n"
-    "  1        the job was ended: a rank did not arrive, or fewer than M ranks were left; or all went well, but not "
+    "  1        the job was ended: a rank did not arrive, or finished before the group was formed (if it failed, its "
+    "status "
+    "counts), or fewer than M ranks were left; or all went well, but not "
     "all "
     "that the ranks printed could be written (a full disk)\n"
     "  2        wrong usage";

@@ -194,6 +194,11 @@ int store_server_present(struct store_server *server, int32_t rank)
     return rank >= 0 && rank < server->config.ranks && atomic_load(&server->holder[rank].present) != 0;
 }
 
+int store_server_is_founding(const struct store_server *server)
+{
+    return atomic_load(&server->founding);
+}
+
 int store_server_clients(const struct store_server *server)
 {
     int clients = 0;
@@ -309,6 +314,17 @@ static void server_handle(struct store_server *server, const struct epoll_event 
     }
 }
 
+/* A rank that creates its group tells its configuration first. */
+static bool somebody_founds(const struct store_server *server)
+{
+    if (server->keys.view)
+        return false;
+    for (int r = 0; r < server->config.ranks; r++)
+        if (atomic_load(&server->holder[r].present) && server->keys.config[r])
+            return true;
+    return false;
+}
+
 static void server_write_all(struct store_server *server)
 {
     for (int i = 0; i < STORE_MAX_CONNECTIONS; i++)
@@ -326,6 +342,7 @@ void store_server_poll(struct store_server *server)
             server_handle(server, &events[i]);
         if (count <= 0)
             return;
+        atomic_store(&server->founding, somebody_founds(server));
         server_write_all(server);
     }
 }

@@ -80,6 +80,7 @@ struct store_server {
     struct store_keys keys;
     struct connection connection[STORE_MAX_CONNECTIONS];
     struct holder holder[MUSTER_MAX_RANKS];
+    _Atomic bool founding; /* see store_server_is_founding(); other threads read it */
     bool threaded;
     _Atomic bool stopping;
     pthread_t thread;

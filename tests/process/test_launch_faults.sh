@@ -261,5 +261,32 @@ test_rank_without_descriptors() {
     done
 }
 
+# A group begins with all its ranks: when one has gone for good, the others are not left to wait for it.
+test_failure_at_the_start() {
+    local start=$SECONDS
+    launch 9 -n 4 sh -c '[ $MUSTER_RANK = 2 ] && { echo "no such model" >&2; exit 9; }; exec "$0" 4' "$programs/group_rank"
+    has err "[2] no such model"
+    has err "rank 2 exited with status 9 before the group was formed, which needs every rank: ending the job"
+    launch 139 -n 3 sh -c '[ $MUSTER_RANK = 1 ] && kill -SEGV $$; exec "$0" 3' "$programs/group_rank"
+    has err "rank 1 was killed by SIGSEGV before the group was formed"
+    launch 1 -n 3 sh -c '[ $MUSTER_RANK = 0 ] && exit 0; exec "$0" 3' "$programs/group_rank"
+    has err "rank 0 exited with status 0 before the group was formed"
+    # One that had arrived, too.
+    launch 137 -n 3 sh -c '[ $MUSTER_RANK = 0 ] && { sleep 1; exit 5; }; [ $MUSTER_RANK = 1 ] && { "$0" 3 & sleep 0.3; kill -KILL $$; }; exec "$0" 3' "$programs/group_rank"
+    has err "rank 1 was killed by SIGKILL before the group was formed"
+    # Started again it may come after all, until its restarts are used up.
+    rm -rf failed_once
+    launch 0 -n 3 --respawn sh -c '[ $MUSTER_RANK = 1 ] && mkdir failed_once 2>/dev/null && exit 9; exec "$0" 3' "$programs/group_rank"
+    has out "[1] rank 1 joined"
+    launch 9 -n 3 --respawn=2 sh -c '[ $MUSTER_RANK = 1 ] && exit 9; exec "$0" 3' "$programs/group_rank"
+    count_is err "it is started again" 2
+    expect "noticed after $((SECONDS - start)) s" [ $((SECONDS - start)) -lt 50 ]
+    # Once a group was formed its ranks outlive each other; and ranks without a group need nobody.
+    launch 4 -n 3 sh -c '[ $MUSTER_RANK = 1 ] && exec "$0" 3 4; exec "$0" 2' "$programs/group_rank"
+    has out "[0] rank 0: "
+    launch 3 -n 3 sh -c '[ $MUSTER_RANK = 1 ] && exit 3; exec "$0" 2500' "$rank"
+    has_not err "ending the job"
+}
+
 run_tests "${3:-}"
 exit $failed
