@@ -213,17 +213,34 @@ static bool names_a_job(const struct launcher *from)
     return false;
 }
 
+/*
+ * Whose job the sidecar is named after. A script may have copied the numbers into another launcher's variables: then the one
+ * that agrees with them names the job. NULL: none does.
+ */
+static const struct launcher *find_job(const struct launcher *from)
+{
+    if (!from || names_a_job(from) || from == &launchers[MUSTER_RUN])
+        return from && names_a_job(from) ? from : NULL;
+    for (int i = 0; i < LAUNCHERS; i++)
+        if (speaks(&launchers[i]) && !is_allocation(&launchers[i]) && names_a_job(&launchers[i]))
+            return &launchers[i];
+    return NULL;
+}
+
 static muster_status find_sidecar(const muster_group_config *config, const struct launcher *from,
                                   struct identity *identity)
 {
-    if (!from || !names_a_job(from))
+    const struct launcher *job = find_job(from);
+    if (!job)
         return error_set(MUSTER_ERR_ARGUMENT, "nothing says where the store is: start the program with "
                                               "`muster run -n N program`, or set config.store or MUSTER_STORE");
     muster_status status = check_single_host(from, identity->ranks);
+    if (status == MUSTER_OK)
+        status = check_single_host(job, identity->ranks);
     if (status != MUSTER_OK)
         return status;
     char name[64];
-    snprintf(name, sizeof name, "muster-%u-%016llx", geteuid(), (unsigned long long)job_hash(from));
+    snprintf(name, sizeof name, "muster-%u-%016llx", geteuid(), (unsigned long long)job_hash(job));
     snprintf(identity->store, sizeof identity->store, "unix:@%s", name);
     uint64_t timeout_us = config->start_timeout_us ? config->start_timeout_us : config_number(CONFIG_START_TIMEOUT_US);
     return sidecar_ensure(name, identity->ranks, timeout_us);

@@ -61,6 +61,9 @@ test_full_disk() {
     expect "the ranks did not go on" [ -e done_0 -a -e done_1 ]
     count_is err "stdout cannot be written: No space left on device" 1
     full 5 -n 1 sh -c 'echo something; exit 5'
+    RUN_TEST_TAG=$tag timeout -k 5 60 "$muster" run -n 1 sh -c 'echo lost >&2; echo done' 2>/dev/full >out
+    expect "exit status $? with stderr on a full disk, wanted 1" [ $? = 1 ]
+    has out "[0] done"
     # A file that has reached its limit.
     (
         ulimit -f 1
@@ -210,6 +213,17 @@ test_fence_behind_a_wrapper() {
     kill -TERM $(pgrep -P $pid)
     wait $pid
     no_leftovers
+}
+
+# A process of another user finds the name in /proc/net/unix, and no store behind it.
+test_other_users() {
+    [ "$(id -u)" = 0 ] && command -v setpriv >/dev/null || return
+    chmod 755 . && cp "$rank" ./theirs
+    launch 0 -n 1 sh -c 'env -i MUSTER_RANK=0 MUSTER_RANKS=1 MUSTER_STORE="${MUSTER_STORE#*,}" \
+        setpriv --reuid=65534 --clear-groups ./theirs 0; [ $? = 71 ]'
+    has err 'store "unix:@muster-'
+    has err 'belongs to another user'
+    has_not out arrived
 }
 
 # Neither way leads to the store: both are told, and what became of the first.

@@ -185,6 +185,11 @@ test_sidecar() {
     sidecar RANK=%r WORLD_SIZE=2 LOCAL_WORLD_SIZE=2 TORCHELASTIC_RUN_ID="$tag" MASTER_PORT=1 TORCHELASTIC_RESTART_COUNT=1
     sidecar OMPI_COMM_WORLD_RANK=%r OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_LOCAL_SIZE=2 PMIX_NAMESPACE="$tag"
     sidecar SLURM_PROCID=%r SLURM_NTASKS=2 SLURM_STEP_NUM_NODES=1 SLURM_JOB_ID="$tag" SLURM_STEP_ID=0
+    # A script's copy of what SLURM says: SLURM names the job.
+    sidecar RANK=%r WORLD_SIZE=2 SLURM_PROCID=%r SLURM_NTASKS=2 SLURM_STEP_NUM_NODES=1 SLURM_JOB_ID="$tag" SLURM_STEP_ID=1
+    # mpirun and torchrun inside of an allocation.
+    sidecar OMPI_COMM_WORLD_RANK=%r OMPI_COMM_WORLD_SIZE=2 PMIX_NAMESPACE="$tag.2" SLURM_PROCID=0 SLURM_NTASKS=8 SLURM_JOB_ID="$tag"
+    sidecar RANK=%r WORLD_SIZE=2 MASTER_PORT=1 TORCHELASTIC_RUN_ID="$tag.2" SLURM_PROCID=0 SLURM_NTASKS=1 SLURM_JOB_ID="$tag" SLURM_STEP_ID=0
     expect "sidecars serve after their ranks" [ -n "$(tagged)" ]
     no_leftovers # they end by themselves
     refused "all ranks must be on one host" \
@@ -193,6 +198,10 @@ test_sidecar() {
         SLURM_PROCID=0 SLURM_NTASKS=2 SLURM_STEP_NUM_NODES=2 SLURM_JOB_ID="$tag" SLURM_STEP_ID=0
     refused "SLURM_PROCID=\"x\" is not a number" SLURM_PROCID=x SLURM_NTASKS=2 SLURM_JOB_ID=1
     refused "rank is 2; with 2 ranks it must be 0..1" SLURM_PROCID=2 SLURM_NTASKS=2 SLURM_JOB_ID=1
+    refused "Open MPI says OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=2" \
+        RANK=0 WORLD_SIZE=1 MASTER_PORT=1 OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=2 PMIX_NAMESPACE="$tag"
+    refused "all ranks must be on one host" \
+        RANK=0 WORLD_SIZE=2 SLURM_PROCID=0 SLURM_NTASKS=2 SLURM_STEP_NUM_NODES=2 SLURM_JOB_ID="$tag" SLURM_STEP_ID=0
     refused "nothing says which rank this is" NOTHING=1
     refused "nothing says where the store is" MUSTER_RANK=0 MUSTER_RANKS=1
     refused "MUSTER_TOOL=/nowhere is not a program" \
