@@ -24,6 +24,8 @@ struct options {
     uint64_t grace_ns; /* how long it goes on without any client */
     uint64_t first_ns; /* how long it waits for the first client */
     bool detach;
+    bool served; /* somebody has said hello; it may have left before anybody looks */
+    uint64_t end_ns; /* UINT64_MAX: not before the last client has gone */
 };
 
 static const struct argp_option option_table[] = {
@@ -77,36 +79,43 @@ static int wait_ms(uint64_t deadline_ns)
     return left_ms < POLL_MAX_MS ? (int)left_ms : POLL_MAX_MS;
 }
 
+static void note_event(void *context, int32_t rank, uint32_t incarnation, const char *what)
+{
+    struct options *o = context;
+    (void)rank;
+    (void)incarnation;
+    (void)what;
+    o->served = true;
+    o->end_ns = UINT64_MAX;
+}
+
 /*
  * Until the last client has gone and the grace after it is over. What moves before the first one has come, a process that
  * only looks whether somebody serves, or one whose hello is still on its way, does not shorten the wait for it.
  */
-static void serve(struct store_server *server, const struct options *o)
+static void serve(struct store_server *server, struct options *o)
 {
-    uint64_t end_ns = clock_ns() + o->first_ns;
-    bool served = false;
-    while (clock_ns() < end_ns) {
+    o->end_ns = clock_ns() + o->first_ns;
+    while (clock_ns() < o->end_ns) {
         struct pollfd work = {.fd = store_server_fd(server), .events = POLLIN};
-        int woken = poll(&work, 1, wait_ms(end_ns));
+        int woken = poll(&work, 1, wait_ms(o->end_ns));
         store_server_poll(server);
-        if (store_server_clients(server)) {
-            served = true;
-            end_ns = UINT64_MAX;
-        } else if (served && (woken > 0 || end_ns == UINT64_MAX)) {
-            end_ns = clock_ns() + o->grace_ns; /* the last one has just gone, or the next is about to say hello */
-        }
+        if (store_server_clients(server))
+            o->end_ns = UINT64_MAX;
+        else if (o->end_ns == UINT64_MAX || (o->served && woken > 0))
+            o->end_ns = clock_ns() + o->grace_ns; /* the last one has just gone, or the next is about to say hello */
     }
 }
 
 /* Listening begins before the fork, so that the caller finds the store when this command has returned. */
-static int start(const struct options *o, struct store_server **server)
+static int start(struct options *o, struct store_server **server)
 {
     char text[200];
     if (!inherited_make_room(o->ranks, 0, text, sizeof text)) {
         fprintf(stderr, "muster store: %s\n", text);
         return 1;
     }
-    struct store_server_config config = {.ranks = o->ranks, .resizes = 1};
+    struct store_server_config config = {.ranks = o->ranks, .resizes = 1, .on_event = note_event, .context = o};
     if (store_server_create(&config, server) == MUSTER_OK && store_server_listen(*server, o->name) == MUSTER_OK)
         return 0;
     if (o->detach && errno == EADDRINUSE)
