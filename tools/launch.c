@@ -17,8 +17,7 @@
 
 enum {
     POLL_MAX_MS = 1000,
-    LAST_WORDS_NS =
-        1000000000, /* how long ranks that fail on their own may take to say so before they are asked to exit */
+    LAST_WORDS_NS = 1000000000, /* what ranks that fail on their own have to say so, before they are asked to exit */
     DRAIN_NS = 1000000000, /* how long an output may stay open after its process has exited */
     QUICK_DEATH_S = 10, /* a process that lived shorter makes the next start wait longer */
     FIRST_DELAY_NS = 100000000,
@@ -327,13 +326,13 @@ static void check_arrivals(struct launch *launch)
     }
 }
 
-/* The first rank that has gone for good, or -1. */
+/* The first rank that has gone for good, or -1: its own process, and whatever was to be the rank behind it. */
 static int32_t first_gone(const struct launch *launch)
 {
     int32_t first = -1;
     for (int32_t i = 0; i < launch->options.ranks; i++) {
         const struct launch_rank *r = &launch->rank[i];
-        bool gone = r->state == RANK_ENDED && r->starts;
+        bool gone = r->state == RANK_ENDED && r->starts && !store_server_present(launch->server, i);
         if (gone && (first < 0 || r->exited_ns < launch->rank[first].exited_ns))
             first = i;
     }

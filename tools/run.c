@@ -42,20 +42,18 @@ static const struct argp_option option_table[] = {
 static const char text_before[] = "Starts N ranks of PROGRAM on this host and hosts their store.";
 
 static const char text_after[] =
-    "\vEach rank finds its number in MUSTER_RANK, the number of ranks in MUSTER_RANKS and the store in MUSTER_STORE. "
-    "Its standard input is empty. SIGINT, SIGTERM, SIGHUP and SIGQUIT are passed on to the ranks; those that are still "
-    "there after the grace are killed.\n\n"
+    "\vEach rank finds its number in MUSTER_RANK, the number of ranks in MUSTER_RANKS, and in MUSTER_STORE two ways to "
+    "the store: an inherited descriptor, and a name for where that was closed. Its standard input is empty. SIGINT, "
+    "SIGTERM, SIGHUP and SIGQUIT are passed on to the ranks; those that are still there after the grace are killed.\n\n"
     "Exit status, judged by the last process of each rank:\n"
     "  0        at least one rank exited with 0, and none with another status; deaths by signal that others outlived "
     "are reported, but do not count\n"
     "  N        the first status other than 0 that a rank exited with (127: program not found); a rank that was "
-    "started again and fails after another rank has finished does not count\n"
+    "started again and fails after another rank has finished does not count; or the status of one that failed before "
+    "the group was formed, which ended the job\n"
     "  128 + S  every rank died by a signal (S: the first one), or a signal S ended the job\n"
-    "  1        the job was ended: a rank did not arrive, or finished before the group was formed (if it failed, its "
-    "status "
-    "counts), or fewer than M ranks were left; or all went well, but not "
-    "all "
-    "that the ranks printed could be written (a full disk)\n"
+    "  1        the job was ended: a rank did not arrive, or finished with 0 before the group was formed, or fewer "
+    "than M ranks were left; or all went well, but what was printed could not all be written (a full disk)\n"
     "  2        wrong usage";
 
 static void set_respawn(struct argp_state *state, struct launch_options *o, const char *text)
