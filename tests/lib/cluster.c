@@ -16,8 +16,14 @@
 #include "control/store_server.h"
 #include "core/clock.h"
 #include "lib/backend.h"
+#include "lib/pace.h"
 
-enum { DEFAULT_OPERATION_US = 5000000, DEFAULT_STEP_US = 10000000, DEFAULT_START_US = 20000000, DEFAULT_LIMIT_S = 40 };
+enum {
+    DEFAULT_OPERATION_US = 20000000,
+    DEFAULT_STEP_US = 40000000,
+    DEFAULT_START_US = 60000000,
+    DEFAULT_LIMIT_S = 120
+};
 
 /* The thread sanitizer makes everything about ten times slower. */
 #ifdef __SANITIZE_THREAD__
@@ -45,8 +51,11 @@ struct cluster {
     int waiting; /* of them, in the barrier */
     int ended; /* threads that have ended altogether */
     uint64_t round; /* of the barrier */
-    bool failed;
+    bool failed, late; /* late: in a way that being late explains */
     char why[1024];
+    int stretch; /* of all deadlines */
+    struct pace pace;
+    int kept_ms; /* by the machine, when it failed */
     struct cluster_thread thread[MUSTER_MAX_RANKS];
 };
 
@@ -67,56 +76,88 @@ void cluster_at(const char *place)
         atomic_store(&current->place, place);
 }
 
-static void cluster_fail(struct cluster *c, const char *text)
+/* The first failure counts, and any that lateness does not explain. */
+static void cluster_fail(struct cluster *c, const char *text, bool late)
 {
     pthread_mutex_lock(&c->lock);
-    if (!c->failed)
+    if (!c->failed) {
+        c->kept_ms = pace_kept_ms(&c->pace);
+        c->late = true;
+    }
+    if (!c->failed || (c->late && !late))
         snprintf(c->why, sizeof(c->why), "%s", text);
     c->failed = true;
+    c->late = c->late && late;
     pthread_mutex_unlock(&c->lock);
+}
+
+__attribute__((noreturn)) static void rank_fail(bool late, const char *format, va_list arguments)
+{
+    char text[900], line[1024];
+    vsnprintf(text, sizeof(text), format, arguments);
+    if (!current) {
+        fprintf(stderr, "%s\n", text);
+        abort();
+    }
+    snprintf(line, sizeof(line), "rank %d, at %s: %s", current->rank.rank, atomic_load(&current->place), text);
+    cluster_fail(current->rank.cluster, line, late);
+    longjmp(current->leave, 1);
 }
 
 void expect(bool holds, const char *format, ...)
 {
     if (holds)
         return;
-    char text[900], line[1024];
     va_list arguments;
     va_start(arguments, format);
-    vsnprintf(text, sizeof(text), format, arguments);
-    va_end(arguments);
-    if (!current) {
-        fprintf(stderr, "%s\n", text);
-        abort();
-    }
-    snprintf(line, sizeof(line), "rank %d, at %s: %s", current->rank.rank, atomic_load(&current->place), text);
-    cluster_fail(current->rank.cluster, line);
-    longjmp(current->leave, 1);
+    rank_fail(false, format, arguments);
+}
+
+void expect_in_time(bool holds, const char *format, ...)
+{
+    if (holds)
+        return;
+    va_list arguments;
+    va_start(arguments, format);
+    rank_fail(true, format, arguments);
+}
+
+/* What a rank is told that came too late, or whose peer did. */
+static bool means_late(muster_status status)
+{
+    return status == MUSTER_ERR_TIMEOUT || status == MUSTER_ERR_PEER || status == MUSTER_ERR_VOID ||
+           status == MUSTER_ERR_AGAIN || status == MUSTER_ERR_EVICTED || status == MUSTER_ERR_UNFENCED ||
+           status == MUSTER_ERR_STORE || status == MUSTER_ERR_CAPACITY;
 }
 
 void expect_status(muster_status got, muster_status want, const char *what)
 {
-    expect(got == want, "%s gave %s instead of %s; last error: %s", what, muster_status_name(got),
-           muster_status_name(want), muster_last_error());
+    void (*expectation)(bool, const char *, ...) = means_late(got) ? expect_in_time : expect;
+    expectation(got == want, "%s gave %s instead of %s; last error: %s", what, muster_status_name(got),
+                muster_status_name(want), muster_last_error());
 }
 
 void cluster_sleep_ms(int ms)
 {
-    struct timespec rest = {ms / 1000, (long)(ms % 1000) * 1000000};
-    while (nanosleep(&rest, &rest) != 0 && errno == EINTR)
-        ;
+    pace_sleep_ms(ms);
+}
+
+void cluster_pause_ms(const struct cluster_rank *self, int ms)
+{
+    pace_sleep_ms(ms * self->cluster->stretch);
 }
 
 muster_group_config cluster_config(struct cluster_rank *self)
 {
     const struct cluster_options *o = &self->cluster->options;
+    uint64_t stretch = (uint64_t)self->cluster->stretch;
     muster_group_config config = MUSTER_GROUP_CONFIG_INIT;
     config.rank = self->rank;
     config.ranks = o->ranks;
     config.min_ranks = o->min_ranks ? o->min_ranks : 1;
     config.memory_bytes = o->memory_bytes;
-    config.operation_timeout_us = or_default(o->operation_timeout_us, DEFAULT_OPERATION_US);
-    config.step_timeout_us = or_default(o->step_timeout_us, DEFAULT_STEP_US);
+    config.operation_timeout_us = stretch * or_default(o->operation_timeout_us, DEFAULT_OPERATION_US);
+    config.step_timeout_us = stretch * or_default(o->step_timeout_us, DEFAULT_STEP_US);
     config.start_timeout_us = or_default(o->start_timeout_us, DEFAULT_START_US);
     config.manual_ready = o->manual_ready;
     config.no_fault_tolerance = o->no_fault_tolerance;
@@ -127,6 +168,18 @@ muster_group_config cluster_config(struct cluster_rank *self)
         config.device = test_backend->device().index;
     }
     return config;
+}
+
+int cluster_operation_ms(const struct cluster_rank *self)
+{
+    const struct cluster *c = self->cluster;
+    return c->stretch * (int)(or_default(c->options.operation_timeout_us, DEFAULT_OPERATION_US) / 1000);
+}
+
+int cluster_step_ms(const struct cluster_rank *self)
+{
+    const struct cluster *c = self->cluster;
+    return c->stretch * (int)(or_default(c->options.step_timeout_us, DEFAULT_STEP_US) / 1000);
 }
 
 muster_status cluster_join(struct cluster_rank *self, const muster_group_config *config)
@@ -220,15 +273,16 @@ muster_view cluster_await_view(struct cluster_rank *self, int active, uint32_t a
 {
     muster_view view = {0};
     cluster_at("waiting for a view");
-    for (uint64_t end = clock_ns() + UINT64_C(8000000000); clock_ns() < end; cluster_sleep_ms(1)) {
+    for (struct pace pace = pace_begin(); pace_wall_ms(&pace) < PACE_PATIENCE_MS; cluster_sleep_ms(1)) {
         muster_status status = muster_group_wait_ready(self->group, 100000);
-        expect(status == MUSTER_OK || status == MUSTER_ERR_AGAIN, "wait_ready: %s", muster_last_error());
+        if (status != MUSTER_ERR_AGAIN)
+            expect_status(status, MUSTER_OK, "wait_ready");
         expect_status(muster_group_view(self->group, &view), MUSTER_OK, "muster_group_view");
         if (view.ready && view.active == active && view.epoch > after)
             return view;
     }
-    expect(false, "no ready view of %d ranks after epoch %u: epoch %u, %d active, ready %d", active, after, view.epoch,
-           view.active, view.ready);
+    expect_in_time(false, "no ready view of %d ranks after epoch %u: epoch %u, %d active, ready %d", active, after,
+                   view.epoch, view.active, view.ready);
     return view;
 }
 
@@ -236,7 +290,7 @@ void cluster_await_end(struct cluster_rank *self, uint32_t epoch)
 {
     muster_view view = {0};
     cluster_at("waiting for the end of an epoch");
-    for (uint64_t end = clock_ns() + UINT64_C(8000000000); clock_ns() < end; cluster_sleep_ms(1)) {
+    for (struct pace pace = pace_begin(); pace_wall_ms(&pace) < PACE_PATIENCE_MS; cluster_sleep_ms(1)) {
         expect_status(muster_group_view(self->group, &view), MUSTER_OK, "muster_group_view");
         if (view.epoch > epoch)
             return;
@@ -331,7 +385,7 @@ static void cluster_start(struct cluster *c, cluster_function *function, void *c
 
 static struct store_server *cluster_store(const struct cluster_options *options)
 {
-    struct store_server_config config = {.ranks = options->ranks, .lease_us = 30000000, .inject_fences = 1};
+    struct store_server_config config = {.ranks = options->ranks, .lease_us = 120000000, .inject_fences = 1};
     struct store_server *server = NULL;
     if (store_server_create(&config, &server) != MUSTER_OK || store_server_start_thread(server) != MUSTER_OK) {
         fprintf(stderr, "cluster: no store: %s\n", muster_last_error());
@@ -340,24 +394,44 @@ static struct store_server *cluster_store(const struct cluster_options *options)
     return server;
 }
 
-bool cluster_run(const struct cluster_options *options, cluster_function *function, void *context)
+static void cluster_close(struct cluster *c)
+{
+    store_server_destroy(c->server);
+    pthread_cond_destroy(&c->changed);
+    pthread_mutex_destroy(&c->lock);
+    free(c);
+}
+
+/* One run. The cluster is closed by the caller, when it has seen how it went. */
+static struct cluster *cluster_attempt(const struct cluster_options *options, int stretch, cluster_function *function,
+                                       void *context)
 {
     struct cluster *c = calloc(1, sizeof(*c));
     if (!c)
         abort();
-    setenv("MUSTER_LOG", "error", 0);
     c->options = *options;
+    c->stretch = stretch;
+    c->pace = pace_begin();
     c->server = cluster_store(options);
     pthread_mutex_init(&c->lock, NULL);
     pthread_cond_init(&c->changed, NULL);
     cluster_start(c, function, context);
     cluster_await(c);
-    store_server_destroy(c->server);
-    bool failed = c->failed;
-    if (failed)
+    if (c->failed)
         fprintf(stderr, "cluster of %d: %s\n", options->ranks, c->why);
-    pthread_cond_destroy(&c->changed);
-    pthread_mutex_destroy(&c->lock);
-    free(c);
-    return !failed;
+    return c;
+}
+
+bool cluster_run(const struct cluster_options *options, cluster_function *function, void *context)
+{
+    setenv("MUSTER_LOG", "error", 0);
+    for (int stretch = 1;;) {
+        struct cluster *c = cluster_attempt(options, stretch, function, context);
+        int deadline_ms = stretch * (int)(options->operation_timeout_us / 1000);
+        bool failed = c->failed;
+        bool again = failed && c->late && options->short_deadlines && pace_again(c->kept_ms, deadline_ms, &stretch);
+        cluster_close(c);
+        if (!again)
+            return !failed;
+    }
 }

@@ -10,10 +10,11 @@
 
 #include "engine.h"
 #include "lib/cluster.h"
+#include "lib/pace.h"
 
 #define MODEL_DIR MUSTER_SOURCE_DIR "/models/kjv-moe"
 
-enum { EXPERTS = 32, LAYERS = 4, VOCABULARY = 256, READY_TIMEOUT_US = 10000000 };
+enum { EXPERTS = 32, LAYERS = 4, VOCABULARY = 256, READY_TIMEOUT_US = PACE_PATIENCE_MS * 1000 };
 
 /* Where ranks open the model. */
 static const char *engine_model_dir = MODEL_DIR;
@@ -34,8 +35,8 @@ static inline void text_read(long offset, int32_t count, int32_t *tokens)
 static inline struct cluster_options engine_cluster(int32_t ranks, int32_t slots, int32_t max_tokens)
 {
     struct cluster_options options = {.ranks = ranks, .manual_ready = 1, .limit_s = 200};
-    options.operation_timeout_us = 20000000; /* no death here is found by waiting, and sanitizers are slow */
-    options.step_timeout_us = 30000000;
+    options.operation_timeout_us = PACE_PATIENCE_MS * 1000; /* no death here is found by waiting */
+    options.step_timeout_us = PACE_PATIENCE_MS * 1000;
     expect_status(engine_memory_bytes(engine_model_dir, ranks, slots, max_tokens, &options.memory_bytes), MUSTER_OK,
                   "engine_memory_bytes");
     return options;

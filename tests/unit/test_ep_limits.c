@@ -18,6 +18,7 @@
 #include "core/mask.h"
 #include "core/stamp.h"
 #include "lib/backend.h"
+#include "lib/pace.h"
 #include "lib/rounds.h"
 
 static const struct exchange_case c = {
@@ -34,7 +35,7 @@ static void set_number(const char *name, uint64_t number)
 static bool exchange_or_void(struct cluster_rank *self, muster_ep *ep, const struct world *world, uint32_t *epoch)
 {
     struct party *p = party_open(world, self->rank);
-    muster_status ready = muster_group_wait_ready(self->group, 5000000);
+    muster_status ready = muster_group_wait_ready(self->group, PACE_PATIENCE_MS * UINT64_C(1000));
     expect(ready == MUSTER_OK, "wait_ready: %s", muster_last_error());
     expect_status(muster_step_begin(self->group, backend_stream()), MUSTER_OK, "step_begin");
     muster_status status = party_exchange(p, ep);
@@ -48,8 +49,7 @@ static bool exchange_or_void(struct cluster_rank *self, muster_ep *ep, const str
     return good;
 }
 
-enum { GOOD_STEPS = 24, OUT_MS = 8000 };
-#define USE_UP_NS UINT64_C(20000000000)
+enum { GOOD_STEPS = 24 };
 
 static _Atomic int ranks_done, ranks_out;
 
@@ -61,7 +61,7 @@ static void let_all_out(struct cluster_rank *self)
 {
     atomic_fetch_add(&ranks_out, 1);
     for (int ms = 0; atomic_load(&ranks_out) < 3; ms += 10) {
-        expect(ms < OUT_MS, "only %d ranks step no more", atomic_load(&ranks_out));
+        expect(ms < PACE_PATIENCE_MS, "only %d ranks step no more", atomic_load(&ranks_out));
         expect_status(muster_group_abort(self->group), MUSTER_OK, "muster_group_abort");
         cluster_sleep_ms(10);
     }
@@ -77,10 +77,10 @@ static void use_up_epochs(struct cluster_rank *self)
 {
     muster_ep *ep = rounds_create(self, &c);
     uint32_t first = cluster_await_view(self, 3, 0).epoch, last = first;
-    uint64_t end = clock_ns() + USE_UP_NS;
+    struct pace pace = pace_begin();
     bool done = false;
     for (int good = 0; atomic_load(&ranks_done) < 3;) {
-        expect(clock_ns() < end, "%d good steps, and epoch %u after %u", good, last, first);
+        expect(pace_wall_ms(&pace) < PACE_PATIENCE_MS, "%d good steps, and epoch %u after %u", good, last, first);
         good += exchange_or_void(self, ep, self->context, &last);
         if (!done && good >= GOOD_STEPS && last > first + 2) {
             atomic_fetch_add(&ranks_done, 1);
@@ -145,7 +145,7 @@ static void use_up_steps(struct cluster_rank *self)
     uint32_t first = cluster_await_view(self, 3, 0).epoch, last = first;
     for (int tries = 0; last < first + 3; tries++) {
         expect(tries < 2000, "the epoch is still %u after %d steps", last, tries);
-        expect_status(muster_group_wait_ready(self->group, 5000000), MUSTER_OK, "wait_ready");
+        expect_status(muster_group_wait_ready(self->group, PACE_PATIENCE_MS * UINT64_C(1000)), MUSTER_OK, "wait_ready");
         expect_status(muster_step_begin(self->group, backend_stream()), MUSTER_OK, "step_begin");
         expect_status(muster_step_end(self->group, backend_stream()), MUSTER_OK, "step_end");
         last = cluster_verdict(self).epoch;

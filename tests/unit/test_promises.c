@@ -15,9 +15,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/clock.h"
 #include "core/mask.h"
 #include "lib/backend.h"
+#include "lib/pace.h"
 #include "lib/rounds.h"
 #include "muster/placement.h"
 
@@ -33,12 +33,8 @@ static struct cluster_options short_deadlines(int ranks)
     return (struct cluster_options){.ranks = ranks,
                                     .memory_bytes = 2 * rounds_memory_bytes(&c, 1, ranks),
                                     .operation_timeout_us = OPERATION_MS * 1000,
-                                    .step_timeout_us = STEP_MS * 1000};
-}
-
-static int elapsed_ms(uint64_t since_ns)
-{
-    return (int)((clock_ns() - since_ns) / 1000000);
+                                    .step_timeout_us = STEP_MS * 1000,
+                                    .short_deadlines = true};
 }
 
 /* Whether this is what an operation may return that cannot succeed. On a device it is the verdict's to say. */
@@ -93,29 +89,31 @@ static void outwait(struct cluster_rank *self, muster_ep *ep)
 {
     const struct stalled *s = self->context;
     struct party *p = party_open(s->all, self->rank);
-    int limit = s->stall == STALL_BEFORE_STEP ? STEP_MS : OPERATION_MS;
+    int limit = s->stall == STALL_BEFORE_STEP ? cluster_step_ms(self) : cluster_operation_ms(self);
     uint32_t epoch = cluster_await_view(self, 3, 0).epoch;
+    struct pace begun = pace_begin();
     expect_status(muster_step_begin(self->group, backend_stream()), MUSTER_OK, "step_begin");
     muster_status status = s->stall == STALL_AFTER_DISPATCH ? party_dispatch(p, ep) : MUSTER_OK;
     expect_status(status, MUSTER_OK, "dispatch before the stall");
     backend_wait();
     cluster_barrier(self);
-    uint64_t start = clock_ns();
+    struct pace pace = pace_begin();
     if (s->stall == STALL_AFTER_DISPATCH) {
         party_experts(p);
         status = party_combine(p, ep);
     } else {
         status = party_exchange(p, ep);
     }
-    int ms = elapsed_ms(start);
+    int ms = pace_ms(&pace);
     expect(failed(status), "an exchange with a stalled rank gave %s", muster_status_name(status));
     expect(ms < limit + SLACK_MS, "it took %d ms where %d were allowed", ms, limit);
     muster_reason reason = void_verdict(self).reason;
-    expect(s->stall == STALL_DEAD || reason != MUSTER_REASON_TIMEOUT || ms >= limit - 20,
+    ms = pace_wall_ms(&begun); /* from before the wait till after it */
+    expect(s->stall == STALL_DEAD || reason != MUSTER_REASON_TIMEOUT || ms >= limit,
            "it gave up after %d ms, before its deadline of %d", ms, limit);
-    start = clock_ns();
+    pace = pace_begin();
     muster_group_wait_ready(self->group, 50000);
-    expect(elapsed_ms(start) < 50 + SLACK_MS, "wait_ready(50 ms) took %d ms", elapsed_ms(start));
+    expect(pace_ms(&pace) < 50 + SLACK_MS, "wait_ready(50 ms) took %d ms", pace_ms(&pace));
     muster_view view;
     expect_status(muster_group_view(self->group, &view), MUSTER_OK, "muster_group_view");
     if (s->stall != STALL_DEAD)
@@ -207,7 +205,7 @@ static void shrink_crowd(struct cluster_rank *self)
     uint32_t epoch = 0;
     for (int good = 0; good < LAST_STEPS;) {
         muster_view view;
-        expect_status(muster_group_wait_ready(self->group, 8000000), MUSTER_OK, "wait_ready");
+        expect_status(muster_group_wait_ready(self->group, PACE_PATIENCE_MS * UINT64_C(1000)), MUSTER_OK, "wait_ready");
         expect_status(muster_group_view(self->group, &view), MUSTER_OK, "muster_group_view");
         good = view.epoch == epoch && view.active == SURVIVORS ? good : 0;
         epoch = view.epoch;
@@ -363,6 +361,7 @@ static void promise_3_one_mask_per_epoch(void **state)
 struct stale {
     bool through_combine;
     const struct world *old, *new;
+    _Atomic int sends; /* of rank 2 in new epochs, counted before it begins */
 };
 
 enum { LATE_MS = 120 };
@@ -407,23 +406,31 @@ static void send_in_vain(struct cluster_rank *self, muster_ep *ep, uint32_t epoc
     party_close(p);
 }
 
-/* In the new epoch rank 2 is late; whoever takes its old flags for new does not wait, and reads the old rows. */
-static void exchange_anew(struct cluster_rank *self, muster_ep *ep)
+static void send_late(struct cluster_rank *self, struct stale *s)
 {
-    const struct stale *s = self->context;
+    if (self->rank != 2)
+        return;
+    cluster_sleep_ms(LATE_MS);
+    atomic_fetch_add(&s->sends, 1);
+}
+
+/* In the new epoch rank 2 is late; whoever takes its old flags for new does not wait, and reads the old rows. */
+static void exchange_anew(struct cluster_rank *self, muster_ep *ep, int turn)
+{
+    struct stale *s = self->context;
     struct party *p = party_open(s->new, self->rank);
     expect_status(muster_step_begin(self->group, backend_stream()), MUSTER_OK, "step_begin");
     backend_wait();
     cluster_barrier(self);
-    uint64_t start = clock_ns();
-    if (self->rank == 2 && !s->through_combine)
-        cluster_sleep_ms(LATE_MS);
+    if (!s->through_combine)
+        send_late(self, s);
     expect_status(party_dispatch(p, ep), MUSTER_OK, "dispatch in the new epoch");
     party_experts(p);
-    if (self->rank == 2 && s->through_combine)
-        cluster_sleep_ms(LATE_MS);
+    if (s->through_combine)
+        send_late(self, s);
     expect_status(party_combine(p, ep), MUSTER_OK, "combine in the new epoch");
-    expect(elapsed_ms(start) >= LATE_MS - 20, "did not wait for the late rank: %d ms", elapsed_ms(start));
+    backend_wait();
+    expect(atomic_load(&s->sends) > turn, "did not wait for the late rank");
     expect_status(muster_step_end(self->group, backend_stream()), MUSTER_OK, "step_end");
     expect_status(cluster_verdict(self).status, MUSTER_OK, "the verdict");
     expect(party_right(p), "%s", p->why);
@@ -439,7 +446,7 @@ static void flags_of_old_epochs(struct cluster_rank *self)
         send_in_vain(self, ep, epoch);
         epoch = cluster_await_view(self, 3, epoch).epoch;
         cluster_barrier(self);
-        exchange_anew(self, ep);
+        exchange_anew(self, ep, i);
         if (i % 2)
             rounds_exchange(self, ep, ((const struct stale *)self->context)->old);
     }
@@ -452,7 +459,7 @@ static void promise_4_nothing_old_is_read_as_new(void **state)
     struct world *old = world_make(&halves, 3, mask_first(3), 31), *new = world_make(&halves, 3, mask_first(3), 32);
     struct cluster_options options = {.ranks = 3, .memory_bytes = rounds_memory_bytes(&halves, 1, 3)};
     for (int i = 0; i < 2; i++) {
-        struct stale stale = {i == 1, old, new};
+        struct stale stale = {.through_combine = i == 1, .old = old, .new = new};
         assert_true(cluster_run(&options, flags_of_old_epochs, &stale));
     }
     world_free(old);
@@ -475,7 +482,7 @@ static void suspect_not_fenced_yet(struct cluster_rank *self)
         expect(failed(party_exchange(p, ep)), "an exchange without rank 2 worked");
         party_close(p);
         epoch = void_verdict(self).epoch;
-        for (uint64_t start = clock_ns(); elapsed_ms(start) < 300;)
+        for (struct pace pace = pace_begin(); pace_wall_ms(&pace) < 300;)
             expect_status(muster_group_wait_ready(self->group, 20000), MUSTER_ERR_AGAIN, "wait_ready before the fence");
     }
     cluster_barrier(self); /* nobody fences while another still looks */
@@ -672,7 +679,8 @@ static muster_ep *come_back(struct cluster_rank *self, muster_ep *ep, uint32_t i
     muster_view view;
     cluster_barrier(self); /* asleep until the others have a view without it */
     muster_status status = MUSTER_OK;
-    for (uint64_t start = clock_ns(); status == MUSTER_OK && elapsed_ms(start) < SLACK_MS; cluster_sleep_ms(1))
+    for (struct pace pace = pace_begin(); status == MUSTER_OK && pace_wall_ms(&pace) < PACE_PATIENCE_MS;
+         cluster_sleep_ms(1))
         status = muster_group_view(self->group, &view);
     expect(status == MUSTER_ERR_EVICTED || status == MUSTER_ERR_STORE, "the expelled rank's group says %s",
            muster_status_name(status));

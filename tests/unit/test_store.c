@@ -30,11 +30,12 @@
 #include "control/wire.h"
 #include "core/clock.h"
 #include "core/mask.h"
+#include "lib/pace.h"
 
-#define SECOND_US UINT64_C(1000000)
-#define WAIT_NS UINT64_C(10000000000) /* far above what anything here takes */
+#define PATIENCE_US (PACE_PATIENCE_MS * UINT64_C(1000))
+#define WAIT_NS (PACE_PATIENCE_MS * UINT64_C(1000000)) /* far above what anything here takes */
 
-enum { LEASE_US = 2000000, LONG_LEASE_US = 1000000000, RANKS = 4 };
+enum { LEASE_US = PACE_PATIENCE_MS * 1000, LONG_LEASE_US = 1000000000, RANKS = 4 };
 
 /* ---- helpers ---- */
 
@@ -79,7 +80,7 @@ static struct client client_open(struct store_server *server, int32_t rank)
     assert_true(c.fd >= 0);
     char where[32];
     snprintf(where, sizeof where, "fd:%d", c.fd);
-    if (store_embedded_open(where, rank, RANKS, 10 * SECOND_US, &c.store) != MUSTER_OK)
+    if (store_embedded_open(where, rank, RANKS, PATIENCE_US, &c.store) != MUSTER_OK)
         fail_msg("%s", muster_last_error());
     return c;
 }
@@ -464,7 +465,7 @@ static void test_rejoin_over_the_same_descriptor(void **state)
         c.store->ops->put(c.store, "config/g/2", "unread", 6);
         c.store->ops->leave(c.store);
         c.store->ops->close(c.store);
-        assert_int_equal(store_embedded_open(where, 2, RANKS, 5 * SECOND_US, &c.store), MUSTER_OK);
+        assert_int_equal(store_embedded_open(where, 2, RANKS, PATIENCE_US, &c.store), MUSTER_OK);
     }
     client_close(&c);
     store_server_destroy(server);
@@ -535,16 +536,29 @@ static muster_status try_open(struct store_server *server, int32_t rank, int32_t
     return status;
 }
 
+/* The deadline passes with the rank still held; on a machine that keeps up, the store has said so by then. */
+static void open_while_held(struct store_server *server)
+{
+    int stretch = 1;
+    for (;;) {
+        struct pace pace = pace_begin();
+        assert_int_equal(try_open(server, 1, RANKS, UINT64_C(100000) * (uint64_t)stretch), MUSTER_ERR_TIMEOUT);
+        if (strstr(muster_last_error(), "holds the rank"))
+            return;
+        if (!pace_again(pace_kept_ms(&pace), 100 * stretch, &stretch))
+            fail_msg("%s", muster_last_error());
+    }
+}
+
 static void test_refused_hellos(void **state)
 {
     (void)state;
     struct store_server *server = server_running();
     struct client c = client_open(server, 1);
-    assert_int_equal(try_open(server, 1, RANKS, 100000), MUSTER_ERR_TIMEOUT);
-    assert_non_null(strstr(muster_last_error(), "holds the rank"));
-    assert_int_equal(try_open(server, 2, RANKS + 1, SECOND_US), MUSTER_ERR_STORE);
+    open_while_held(server);
+    assert_int_equal(try_open(server, 2, RANKS + 1, PATIENCE_US), MUSTER_ERR_STORE);
     assert_non_null(strstr(muster_last_error(), "group of 5 ranks"));
-    assert_int_equal(try_open(server, RANKS, RANKS, SECOND_US), MUSTER_ERR_STORE);
+    assert_int_equal(try_open(server, RANKS, RANKS, PATIENCE_US), MUSTER_ERR_STORE);
     assert_int_equal(put(&c, "config/g/1", "still here").status, MUSTER_OK);
     client_close(&c);
     store_server_destroy(server);
@@ -556,12 +570,12 @@ static void test_malformed_places(void **state)
     static const char *const bad[] = {"", "fd:", "fd:x", "fd:-1", "fd:999999", "fd:1x", "unix:", "unix:@", "tcp:1"};
     struct store *store = NULL;
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
-        assert_int_equal(store_embedded_open(bad[i], 0, 1, SECOND_US, &store), MUSTER_ERR_ARGUMENT);
+        assert_int_equal(store_embedded_open(bad[i], 0, 1, PATIENCE_US, &store), MUSTER_ERR_ARGUMENT);
     int other[2];
     assert_int_equal(pipe(other), 0);
     char where[32];
     snprintf(where, sizeof where, "fd:%d", other[1]); /* a descriptor, but of something else */
-    assert_int_equal(store_embedded_open(where, 0, 1, SECOND_US, &store), MUSTER_ERR_ARGUMENT);
+    assert_int_equal(store_embedded_open(where, 0, 1, PATIENCE_US, &store), MUSTER_ERR_ARGUMENT);
     assert_null(store);
     close(other[0]);
     close(other[1]);
@@ -582,7 +596,7 @@ static void test_listener(void **state)
     assert_int_equal(store_server_listen(server, name), MUSTER_OK);
     assert_int_equal(store_server_listen(server, name), MUSTER_ERR_ORDER);
     assert_int_equal(store_server_start_thread(server), MUSTER_OK);
-    assert_int_equal(store_embedded_open(where, 0, RANKS, 5 * SECOND_US, &store), MUSTER_OK);
+    assert_int_equal(store_embedded_open(where, 0, RANKS, PATIENCE_US, &store), MUSTER_OK);
     await_change(store, "presence/0");
     store->ops->close(store);
     store_server_destroy(server);
@@ -1100,12 +1114,11 @@ static void test_flood_without_reading(void **state)
 static void test_store_destroyed(void **state)
 {
     (void)state;
-    struct store_server *server = server_running();
+    struct store_server *server = server_new(RANKS, 1, LONG_LEASE_US);
+    assert_int_equal(store_server_start_thread(server), MUSTER_OK);
     struct client c = client_open(server, 1);
     store_server_destroy(server);
-    uint64_t start_ns = clock_ns();
-    await_lost(c.store);
-    assert_true(clock_ns() - start_ns < 1000000000); /* at once, not after a lease */
+    await_lost(c.store); /* not after a lease: that would be a quarter of an hour */
     client_close(&c);
 }
 
@@ -1128,65 +1141,90 @@ static void test_silent_store(void **state)
     struct store_server *server = server_new(RANKS, 1, SHORT_LEASE_US);
     pthread_t thread;
     assert_int_equal(pthread_create(&thread, NULL, serve_until_present, server), 0);
+    struct pace pace = pace_begin(); /* before anything was heard of it */
     struct client c = client_open(server, 1);
     pthread_join(thread, NULL);
-    uint64_t start_ns = clock_ns();
     await_lost(c.store);
-    uint64_t took_us = (clock_ns() - start_ns) / 1000;
-    assert_in_range(took_us, SHORT_LEASE_US, 10 * SHORT_LEASE_US);
+    assert_true(pace_wall_ms(&pace) >= SHORT_LEASE_US / 1000);
+    assert_true(pace_ms(&pace) <= 10 * SHORT_LEASE_US / 1000);
     client_close(&c);
     store_server_destroy(server);
+}
+
+/* False: the store was called lost too early. */
+static bool own_pause_is_forgiven(uint64_t lease_us)
+{
+    struct store_server *server = server_new(RANKS, 1, lease_us);
+    pthread_t thread;
+    struct store_event event;
+    assert_int_equal(pthread_create(&thread, NULL, serve_until_present, server), 0);
+    struct client c = client_open(server, 1);
+    pthread_join(thread, NULL);
+    do
+        next_event(c.store, 500 * lease_us, &event); /* half a lease: a ping is out by then */
+    while (event.type == STORE_CHANGE);
+    bool kept = event.type == STORE_NOTHING;
+    pace_sleep_ms((int)(2 * lease_us / 1000));
+    uint64_t start_ns = clock_ns();
+    next_event(c.store, 0, &event);
+    kept = kept && event.type == STORE_NOTHING;
+    if (kept) {
+        await_lost(c.store);
+        kept = clock_ns() - start_ns >= 1000 * lease_us;
+    }
+    client_close(&c);
+    store_server_destroy(server);
+    return kept;
+}
+
+/* False: the store was called lost. Pings keep a quiet connection up over many leases, and over a pause of our own. */
+static bool lease_is_kept(uint64_t lease_us)
+{
+    struct store_server *server = server_new(RANKS, 1, lease_us);
+    assert_int_equal(store_server_start_thread(server), MUSTER_OK);
+    struct client c = client_open(server, 1);
+    struct store_event event = {.type = STORE_NOTHING};
+    uint64_t end_ns = clock_ns() + 4 * lease_us * 1000;
+    while (clock_ns() < end_ns && event.type != STORE_LOST) {
+        next_event(c.store, 20000000, &event);
+        assert_true(event.type == STORE_NOTHING || event.type == STORE_CHANGE || event.type == STORE_LOST);
+        assert_true(event.type == STORE_LOST || c.store->ops->next_ns(c.store) <= clock_ns() + lease_us * 1000);
+    }
+    pace_sleep_ms((int)(3 * lease_us / 1000));
+    if (event.type != STORE_LOST)
+        next_event(c.store, 0, &event);
+    bool kept = event.type == STORE_NOTHING;
+    if (kept)
+        assert_int_equal(put(&c, "config/g/1", "x").status, MUSTER_OK);
+    client_close(&c);
+    store_server_destroy(server);
+    return kept;
+}
+
+/* A lease is a deadline by which the store is judged: longer ones if the machine does not keep up with it. */
+static void holds_for_some_lease(bool (*holds)(uint64_t lease_us), uint64_t lease_us)
+{
+    int stretch = 1;
+    for (;;) {
+        struct pace pace = pace_begin();
+        if (holds(lease_us * (uint64_t)stretch))
+            return;
+        if (!pace_again(pace_kept_ms(&pace), stretch * (int)(lease_us / 1000) / 2, &stretch))
+            fail_msg("the store was called lost before its time");
+    }
 }
 
 /* A client that did not run itself gives the store a whole lease anew before it calls it lost. */
 static void test_own_pause_is_not_held_against_the_store(void **state)
 {
     (void)state;
-    enum { SHORT_LEASE_US = 300000 };
-    struct store_server *server = server_new(RANKS, 1, SHORT_LEASE_US);
-    pthread_t thread;
-    assert_int_equal(pthread_create(&thread, NULL, serve_until_present, server), 0);
-    struct client c = client_open(server, 1);
-    pthread_join(thread, NULL);
-    struct store_event event;
-    do
-        next_event(c.store, UINT64_C(500) * SHORT_LEASE_US, &event); /* half a lease: a ping is out by then */
-    while (event.type == STORE_CHANGE);
-    assert_int_equal(event.type, STORE_NOTHING);
-    poll(NULL, 0, 2 * SHORT_LEASE_US / 1000);
-    uint64_t start_ns = clock_ns();
-    next_event(c.store, 0, &event);
-    assert_int_equal(event.type, STORE_NOTHING);
-    await_lost(c.store);
-    assert_true(clock_ns() - start_ns >= UINT64_C(1000) * SHORT_LEASE_US);
-    client_close(&c);
-    store_server_destroy(server);
+    holds_for_some_lease(own_pause_is_forgiven, 300000);
 }
 
-/*
- * Pings keep a quiet connection up over many leases; a client that slept longer than a lease does not blame the
- * store.
- */
 static void test_lease_is_kept(void **state)
 {
     (void)state;
-    enum { SHORT_LEASE_US = 400000 };
-    struct store_server *server = server_new(RANKS, 1, SHORT_LEASE_US);
-    assert_int_equal(store_server_start_thread(server), MUSTER_OK);
-    struct client c = client_open(server, 1);
-    struct store_event event;
-    uint64_t end_ns = clock_ns() + UINT64_C(4) * SHORT_LEASE_US * 1000;
-    while (clock_ns() < end_ns) {
-        next_event(c.store, 20000000, &event);
-        assert_true(event.type == STORE_NOTHING || event.type == STORE_CHANGE);
-        assert_true(c.store->ops->next_ns(c.store) <= clock_ns() + SHORT_LEASE_US * 1000);
-    }
-    poll(NULL, 0, 3 * SHORT_LEASE_US / 1000);
-    next_event(c.store, 0, &event);
-    assert_int_equal(event.type, STORE_NOTHING);
-    assert_int_equal(put(&c, "config/g/1", "x").status, MUSTER_OK);
-    client_close(&c);
-    store_server_destroy(server);
+    holds_for_some_lease(lease_is_kept, 400000);
 }
 
 /* A store made by hand, for what no honest store says. */
@@ -1227,7 +1265,7 @@ static void forged_expect_lost(struct wire_frame first, struct wire_frame second
     struct forged forged = {.fd = ends[0]};
     snprintf(where, sizeof where, "fd:%d", ends[1]);
     assert_int_equal(pthread_create(&thread, NULL, forged_welcome, &forged), 0);
-    assert_int_equal(store_embedded_open(where, 1, RANKS, 10 * SECOND_US, &forged.store), MUSTER_OK);
+    assert_int_equal(store_embedded_open(where, 1, RANKS, PATIENCE_US, &forged.store), MUSTER_OK);
     pthread_join(thread, NULL);
     struct raw raw = {.fd = ends[0]};
     struct store_event event;
@@ -1293,7 +1331,7 @@ static pid_t rank_spawn(struct store_server *server, int32_t rank, void (*act)(s
     char where[32];
     struct store *store = NULL;
     snprintf(where, sizeof where, "fd:%d", fd);
-    if (store_embedded_open(where, rank, RANKS, 10 * SECOND_US, &store) != MUSTER_OK)
+    if (store_embedded_open(where, rank, RANKS, PATIENCE_US, &store) != MUSTER_OK)
         _exit(99);
     act(store, argument);
     _exit(0);
@@ -1433,15 +1471,17 @@ static void test_kill_is_seen_quickly(void **state)
 {
     (void)state;
     enum { TRIALS = 20 };
-    uint64_t gone_ns[TRIALS], fenced_ns[TRIALS];
+    uint64_t gone_ns[TRIALS], fenced_ns[TRIALS], paced_ms[TRIALS];
     struct stage stage = stage_new();
     for (uint32_t i = 0; i < TRIALS; i++) {
         pid_t victim = rank_spawn(stage.server, 2, child_idle, 0);
         serve_until(stage.server, stage.pipe_end, "presence/2", false, i + 1);
+        struct pace pace = pace_begin();
         uint64_t killed_ns = clock_ns();
         kill(victim, SIGKILL);
         gone_ns[i] = serve_until(stage.server, stage.pipe_end, "presence/2", true, 0).at_ns - killed_ns;
         fenced_ns[i] = serve_until(stage.server, stage.pipe_end, "fenced/2", false, i + 1).at_ns - killed_ns;
+        paced_ms[i] = (uint64_t)pace_ms(&pace);
         assert_true(WIFSIGNALED(wait_status(victim)));
     }
     qsort(gone_ns, TRIALS, sizeof *gone_ns, compare_numbers);
@@ -1449,8 +1489,8 @@ static void test_kill_is_seen_quickly(void **state)
     print_message("SIGKILL to presence gone: median %.3f ms, worst %.3f ms; to fenced: median %.3f ms\n",
                   (double)gone_ns[TRIALS / 2] / 1e6, (double)gone_ns[TRIALS - 1] / 1e6,
                   (double)fenced_ns[TRIALS / 2] / 1e6);
-    assert_true(gone_ns[TRIALS / 2] < 50000000);
-    assert_true(fenced_ns[TRIALS / 2] < 50000000);
+    qsort(paced_ms, TRIALS, sizeof *paced_ms, compare_numbers);
+    assert_true(paced_ms[TRIALS / 2] < 50); /* for both, without what the machine took */
     stage_end(&stage);
 }
 
@@ -1573,7 +1613,7 @@ static void test_own_process_is_refused(void **state)
     (void)state;
     struct store_server *server = server_new(RANKS, 0, LEASE_US);
     assert_int_equal(store_server_start_thread(server), MUSTER_OK);
-    assert_int_equal(try_open(server, 0, RANKS, SECOND_US), MUSTER_ERR_STORE);
+    assert_int_equal(try_open(server, 0, RANKS, PATIENCE_US), MUSTER_ERR_STORE);
     assert_non_null(strstr(muster_last_error(), "own process"));
     store_server_destroy(server);
 }
