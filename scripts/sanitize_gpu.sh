@@ -7,7 +7,7 @@ set -u
 build=$(cd "$1" && pwd) || exit 2
 muster=$build/muster
 export LD_LIBRARY_PATH=$build${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-export MUSTER_TEST_PATIENCE=60             # deadlines of the tests so many times as long
+export MUSTER_TEST_PATIENCE=15             # deadlines of the tests so many times as long
 export MUSTER_OPERATION_TIMEOUT_US=300000000 MUSTER_STEP_TIMEOUT_US=300000000 MUSTER_LEASE_US=300000000
 failed=0
 

@@ -6,15 +6,15 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 
 #include <cmocka.h>
 
 #include "gpu/gate.h"
 #include "kernels/cuda/step.h"
+#include "lib/pace.h"
 
 /* More blocks than doors, so some share one. */
-enum { BLOCKS = CUDA_DOORS + 8, SOON_MS = 10000, WHILE_MS = 3 };
+enum { BLOCKS = CUDA_DOORS + 8, WHILE_MS = 3 };
 
 /* What the host and the device both see. */
 struct shared {
@@ -34,12 +34,6 @@ static void must(cudaError_t error)
         fail_msg("%s", cudaGetErrorString(error));
 }
 
-static void sleep_ms(int ms)
-{
-    struct timespec pause = {ms / 1000, ms % 1000 * 1000000L};
-    nanosleep(&pause, NULL);
-}
-
 static uint64_t look(const uint64_t *word)
 {
     return __atomic_load_n(word, __ATOMIC_ACQUIRE);
@@ -47,8 +41,8 @@ static uint64_t look(const uint64_t *word)
 
 static bool comes(const uint64_t *word, uint64_t least)
 {
-    for (int ms = 0; ms < SOON_MS && look(word) < least; ms++)
-        sleep_ms(1);
+    for (int ms = 0; ms < PACE_PATIENCE_MS && look(word) < least; ms++)
+        pace_sleep_ms(1);
     return look(word) >= least;
 }
 
@@ -122,8 +116,8 @@ static void set_door(int door, uint64_t word)
 
 static bool door_becomes(int door, uint64_t word)
 {
-    for (int ms = 0; ms < SOON_MS && word_of(&control->door[door].word) != word; ms++)
-        sleep_ms(1);
+    for (int ms = 0; ms < PACE_PATIENCE_MS && word_of(&control->door[door].word) != word; ms++)
+        pace_sleep_ms(1);
     return word_of(&control->door[door].word) == word;
 }
 
@@ -134,7 +128,7 @@ static void an_epoch_is_quiet_when_nobody_is_inside_any_door(void **state)
         set_door(door, open(epoch) + 1);
         raise_epoch();
         assert_true(door_becomes(door, shut(epoch) + 1));
-        sleep_ms(WHILE_MS);
+        pace_sleep_ms(WHILE_MS);
         assert_true(look(&shared->mailbox.quiet_epoch) < epoch);
         set_door(door, shut(epoch));
         assert_true(comes(&shared->mailbox.quiet_epoch, epoch));
@@ -146,7 +140,7 @@ static void an_epoch_is_quiet_when_nobody_is_inside_any_door(void **state)
 static void raise_epoch_until_they_leave(void)
 {
     raise_epoch();
-    sleep_ms(WHILE_MS);
+    pace_sleep_ms(WHILE_MS);
     assert_true(look(&shared->mailbox.quiet_epoch) < epoch);
     leave();
     assert_true(comes(&shared->mailbox.quiet_epoch, epoch));

@@ -14,8 +14,9 @@
 #include <cmocka.h>
 
 #include "kernels/runtime.h"
+#include "lib/pace.h"
 
-enum { ROWS = 37, SPARE = 5, MOST_PARTS = 32, PATIENCE_MS = 10000 };
+enum { ROWS = 37, SPARE = 5, MOST_PARTS = 32 };
 
 static const size_t widths[] = {16, 256, 272, 14336, 40000};
 static const int width_count = sizeof widths / sizeof *widths;
@@ -41,7 +42,7 @@ static void *give(const void *from, size_t bytes)
 /* Brings it back, and releases it. */
 static void take(void *to, void *memory, size_t bytes)
 {
-    must(run->stream_wait(stream, PATIENCE_MS), "stream_wait");
+    must(run->stream_wait(stream, PACE_PATIENCE_MS), "stream_wait");
     must(run->copy(to, memory, bytes, stream), "copy");
     run->release(memory);
 }

@@ -427,9 +427,9 @@ bool cluster_run(const struct cluster_options *options, cluster_function *functi
     setenv("MUSTER_LOG", "error", 0);
     for (int stretch = 1;;) {
         struct cluster *c = cluster_attempt(options, stretch, function, context);
-        int deadline_ms = stretch * (int)(options->operation_timeout_us / 1000);
         bool failed = c->failed;
-        bool again = failed && c->late && options->short_deadlines && pace_again(c->kept_ms, deadline_ms, &stretch);
+        bool again =
+            failed && c->late && options->short_ms > 0 && pace_again(c->kept_ms, stretch * options->short_ms, &stretch);
         cluster_close(c);
         if (!again)
             return !failed;

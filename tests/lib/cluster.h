@@ -32,10 +32,11 @@ struct cluster_options {
     uint64_t start_timeout_us; /* 0: 60 s */
     int limit_s; /* of the whole run; 0: 120 s */
     /*
-     * The deadlines are short, for some rank is to miss them. If another one does because the machine kept it waiting,
-     * the run is made again with longer ones (pace.h); `function` must then find everything as before.
+     * The shortest time on which something in the run hangs: a deadline that some rank is to miss, or a pause; 0: none. If
+     * the run fails because the machine kept a rank waiting for a good part of it, it is made again with deadlines and
+     * pauses that are longer (pace.h); `function` must then find everything as before.
      */
-    bool short_deadlines;
+    int short_ms;
     int manual_ready;
     int no_fault_tolerance; /* devices only */
     int no_groups; /* the function creates its group itself, with cluster_join() */
@@ -53,7 +54,7 @@ __attribute__((format(printf, 2, 3))) void expect(bool holds, const char *format
 /* The same for a status; what the library says about the error is printed too. `what` is also where a hang is seen. */
 void expect_status(muster_status got, muster_status want, const char *what);
 
-/* For what may fail because a rank, or a peer, came too late; no wrong data is such. Counts for short_deadlines. */
+/* For what may fail because a rank, or a peer, came too late; no wrong data is such. Counts for short_ms. */
 __attribute__((format(printf, 2, 3))) void expect_in_time(bool holds, const char *format, ...);
 
 /* The deadlines of this run, in which those of the options may have been stretched. */

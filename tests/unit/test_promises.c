@@ -34,7 +34,7 @@ static struct cluster_options short_deadlines(int ranks)
                                     .memory_bytes = 2 * rounds_memory_bytes(&c, 1, ranks),
                                     .operation_timeout_us = OPERATION_MS * 1000,
                                     .step_timeout_us = STEP_MS * 1000,
-                                    .short_deadlines = true};
+                                    .short_ms = OPERATION_MS};
 }
 
 /* Whether this is what an operation may return that cannot succeed. On a device it is the verdict's to say. */
