@@ -17,6 +17,7 @@
 #include "control/store_server.h"
 #include "core/clock.h"
 #include "core/fault.h"
+#include "lib/pace.h"
 
 static const struct exchange_case crew_cases[] = {
     {.name = "exact", .hidden = 32, .max_tokens = 6, .slots = 2, .topk = 3, .tokens = TOKENS_FULL, .ids64 = 1},
@@ -73,11 +74,12 @@ bool crew_fail(struct crew *crew, const char *format, ...)
     return false;
 }
 
-bool crew_open(struct crew *crew, int ranks, const char *program)
+bool crew_open(struct crew *crew, int ranks, const char *program, int stretch)
 {
-    struct store_server_config config = {.ranks = ranks, .lease_us = 5000000};
+    struct store_server_config config = {.ranks = ranks, .lease_us = PACE_PATIENCE_MS * 1000};
     memset(crew, 0, sizeof(*crew));
     crew->ranks = ranks;
+    crew->stretch = stretch;
     crew->program = program;
     for (int r = 0; r < CREW_MAX; r++)
         crew->member[r].link = crew->member[r].list = -1;
@@ -96,9 +98,9 @@ static void child_keep(int fd)
 __attribute__((noreturn)) static void child_run(const struct crew *crew, int rank, int case_number, const char *fault,
                                                 bool manual, const int fds[3])
 {
-    char number[5][16], list[16];
-    const int values[5] = {rank, crew->ranks, fds[0], fds[1], case_number};
-    for (int i = 0; i < 5; i++)
+    char number[6][16], list[16];
+    const int values[6] = {rank, crew->ranks, fds[0], fds[1], case_number, crew->stretch};
+    for (int i = 0; i < 6; i++)
         snprintf(number[i], sizeof(number[i]), "%d", values[i]);
     snprintf(list, sizeof(list), "%d", fds[2]);
     for (int i = 0; i < 3; i++)
@@ -107,7 +109,7 @@ __attribute__((noreturn)) static void child_run(const struct crew *crew, int ran
     setenv("MUSTER_LOG", "error", 0);
     if (fault)
         setenv("MUSTER_FAULT", fault, 1);
-    execl(crew->program, crew->program, number[0], number[1], number[2], number[3], number[4],
+    execl(crew->program, crew->program, number[0], number[1], number[2], number[3], number[4], number[5],
           manual ? "manual" : (char *)NULL, (char *)NULL);
     fprintf(stderr, "crew: cannot run %s: %s\n", crew->program, strerror(errno));
     _exit(127);
@@ -309,27 +311,22 @@ static void crew_turn(struct crew *crew)
 
 bool crew_await(struct crew *crew, crew_condition *done, void *context, int limit_ms)
 {
-    uint64_t end = clock_ns() + (uint64_t)limit_ms * 1000000;
+    struct pace pace = pace_begin();
     while (!crew->why[0]) {
         if (done(crew, context))
             return true;
-        if (clock_ns() >= end)
+        if (pace_over(&pace, limit_ms))
             return false;
         crew_turn(crew);
     }
     return false;
 }
 
-static bool crew_never(const struct crew *crew, void *context)
-{
-    (void)crew;
-    (void)context;
-    return false;
-}
-
 void crew_serve(struct crew *crew, int ms)
 {
-    crew_await(crew, crew_never, NULL, ms);
+    struct pace pace = pace_begin();
+    while (!crew->why[0] && pace_wall_ms(&pace) < ms)
+        crew_turn(crew);
 }
 
 void crew_tell(struct crew *crew, int rank, const char *text)

@@ -15,7 +15,7 @@
 enum {
     CREW_MAX = 8,
     CREW_MESSAGE = 512,
-    CREW_OPERATION_MS = 200,
+    CREW_OPERATION_MS = 200, /* the deadlines, before they are stretched */
     CREW_STEP_MS = 600,
     CREW_START_MS = 1500,
     CREW_EPOCHS = 64,
@@ -39,6 +39,7 @@ struct crew_member {
 
 struct crew {
     int ranks;
+    int stretch; /* of the ranks' deadlines */
     struct store_server *server;
     const char *program;
     uint64_t store_pause_ns; /* the store answers only this often; 0: at once */
@@ -54,7 +55,7 @@ struct crew {
     char why[1024]; /* the first thing that was wrong; "" = nothing */
 };
 
-bool crew_open(struct crew *crew, int ranks, const char *program);
+bool crew_open(struct crew *crew, int ranks, const char *program, int stretch);
 
 /* Ends what still runs, and frees everything. False if something is left that should not be. */
 bool crew_close(struct crew *crew);
@@ -69,13 +70,13 @@ void crew_signal(struct crew *crew, int rank, int signal);
 __attribute__((format(printf, 2, 3))) bool crew_fail(struct crew *crew, const char *format, ...);
 
 /*
- * Serves the store and hears the ranks until `done`, or something is wrong, or the time is up. Returns whether it was
- * done.
+ * Serves the store and hears the ranks until `done`, or something is wrong, or the time is up, of which what the machine
+ * takes is no part (pace_over). Returns whether it was done.
  */
 typedef bool crew_condition(const struct crew *crew, void *context);
 bool crew_await(struct crew *crew, crew_condition *done, void *context, int limit_ms);
 
-/* Serves for that long. */
+/* Serves for that long at least. */
 void crew_serve(struct crew *crew, int ms);
 
 /* A rank ended by a signal, or by itself with a status. */

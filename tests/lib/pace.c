@@ -144,6 +144,12 @@ int pace_ms(const struct pace *pace)
     return ms > 0 ? ms : 0;
 }
 
+bool pace_over(const struct pace *pace, int limit_ms)
+{
+    int ms = pace_wall_ms(pace);
+    return ms >= limit_ms && (ms / 10 >= limit_ms || pace_ms(pace) >= limit_ms);
+}
+
 bool pace_again(int kept_ms, int deadline_ms, int *stretch)
 {
     if (kept_ms < deadline_ms / 2 || *stretch >= PACE_MOST)

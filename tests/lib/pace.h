@@ -38,6 +38,9 @@ int pace_ms(const struct pace *pace);
 /* All the time since then. */
 int pace_wall_ms(const struct pace *pace);
 
+/* Whether what must come within limit_ms is overdue, without what the machine took; after ten times as long in any case. */
+bool pace_over(const struct pace *pace, int limit_ms);
+
 /*
  * Whether an attempt that failed may be made again, with deadlines that are 4 times as long: the machine has kept it
  * waiting for at least half of `deadline_ms`, the shortest deadline in it, and *stretch is below PACE_MOST. Raises

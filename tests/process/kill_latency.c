@@ -16,9 +16,10 @@
 
 #include "control/store_server.h"
 #include "core/clock.h"
+#include "lib/pace.h"
 #include "muster/group.h"
 
-enum { RANKS = 4, ROUNDS = 20, ALLOWED_FACTOR = 10, KNOW_MS = 5, VIEW_MS = 50, ROUND_LIMIT_MS = 10000 };
+enum { RANKS = 4, ROUNDS = 20, ALLOWED_FACTOR = 10, KNOW_MS = 5, VIEW_MS = 50 };
 
 /* Written by the ranks, read by the parent. */
 struct board {
@@ -67,12 +68,12 @@ static int run_rank(int rank, int fd)
 
 static bool serve_until(struct store_server *server, bool (*done)(int victim), int victim)
 {
-    uint64_t end_ns = clock_ns() + ROUND_LIMIT_MS * UINT64_C(1000000);
+    struct pace pace = pace_begin();
     while (!done(victim)) {
         struct pollfd ready = {.fd = store_server_fd(server), .events = POLLIN};
         poll(&ready, 1, 1);
         store_server_poll(server);
-        if (clock_ns() > end_ns)
+        if (pace_wall_ms(&pace) > PACE_PATIENCE_MS)
             return false;
     }
     return true;
@@ -112,7 +113,8 @@ static double slowest_ms(const _Atomic uint64_t *at_ns, int victim, uint64_t sin
     return slowest;
 }
 
-static bool run_round(int round, double *know_ms, double *view_ms)
+/* kept_ms: what of it was the machine's, all ranks taken together. */
+static bool run_round(int round, double *know_ms, double *view_ms, double *kept_ms)
 {
     struct store_server_config config = {.ranks = RANKS, .lease_us = 5000000};
     struct store_server *server;
@@ -129,9 +131,11 @@ static bool run_round(int round, double *know_ms, double *view_ms)
         close(fd);
     }
     bool good = serve_until(server, all_steady, victim);
+    struct pace pace = pace_begin();
     uint64_t killed_ns = clock_ns();
     kill(pid[victim], SIGKILL);
     good = good && serve_until(server, all_installed, victim);
+    *kept_ms = pace_kept_ms(&pace);
     *know_ms = slowest_ms(board->knows_ns, victim, killed_ns);
     *view_ms = slowest_ms(board->view_ns, victim, killed_ns);
     board->finish = true;
@@ -150,17 +154,21 @@ static int by_size(const void *a, const void *b)
 
 int main(void)
 {
-    double know[ROUNDS], view[ROUNDS];
+    double know[ROUNDS], view[ROUNDS], kept[ROUNDS];
     board = mmap(NULL, sizeof(*board), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     for (int i = 0; i < ROUNDS; i++)
-        if (!run_round(i, &know[i], &view[i])) {
-            fprintf(stderr, "round %d did not end within %d ms\n", i, ROUND_LIMIT_MS);
+        if (!run_round(i, &know[i], &view[i], &kept[i])) {
+            fprintf(stderr, "round %d did not end within %d ms\n", i, PACE_PATIENCE_MS);
             return 1;
         }
     qsort(know, ROUNDS, sizeof(*know), by_size);
     qsort(view, ROUNDS, sizeof(*view), by_size);
+    qsort(kept, ROUNDS, sizeof(*kept), by_size);
     printf("after SIGKILL of one of %d ranks, slowest survivor, median (max) of %d:\n", RANKS, ROUNDS);
     printf("knows      %8.2f ms (%.2f)   target %d ms\n", know[ROUNDS / 2], know[ROUNDS - 1], KNOW_MS);
     printf("installed  %8.2f ms (%.2f)   target %d ms\n", view[ROUNDS / 2], view[ROUNDS - 1], VIEW_MS);
-    return know[ROUNDS / 2] > KNOW_MS * ALLOWED_FACTOR || view[ROUNDS / 2] > VIEW_MS * ALLOWED_FACTOR;
+    double machine_ms = kept[ROUNDS / 2];
+    printf("the machine kept all together waiting for %.2f ms (%.2f) meanwhile\n", machine_ms, kept[ROUNDS - 1]);
+    return know[ROUNDS / 2] > KNOW_MS * ALLOWED_FACTOR + machine_ms ||
+           view[ROUNDS / 2] > VIEW_MS * ALLOWED_FACTOR + machine_ms;
 }

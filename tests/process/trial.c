@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * One rank of a trial: a real process that exchanges in steps, compares every good step with the oracle, and does what
- * the campaign tells it over its link. trial RANK RANKS STORE_FD LINK_FD CASE [MANUAL]
+ * the campaign tells it over its link. trial RANK RANKS STORE_FD LINK_FD CASE STRETCH [MANUAL]
  *
  * Told: stop | abort | arm POINT SIGNAL | cross | refuse | slow MS.
  * Says: created | armed | good EPOCH MASK (first good step of an epoch) | ended TEXT | wrong TEXT.
@@ -27,7 +27,7 @@
 enum { EXIT_NO_GROUP = 2, EXIT_WRONG = 3, EXIT_ENDED = 4, EXIT_MISUSE = 5 };
 
 struct trial {
-    int rank, ranks, link;
+    int rank, ranks, link, stretch;
     bool manual, stop, cross, refuse;
     int slow_ms;
     const struct exchange_case *c;
@@ -114,6 +114,7 @@ static void trial_listen(struct trial *t)
 static muster_group_config trial_config(const struct trial *t, int store_fd)
 {
     static char store[32];
+    uint64_t stretch = (uint64_t)t->stretch;
     muster_group_config config = MUSTER_GROUP_CONFIG_INIT;
     muster_ep_config ep = case_config(t->c);
     uint64_t bytes = 0;
@@ -124,9 +125,9 @@ static muster_group_config trial_config(const struct trial *t, int store_fd)
     config.ranks = t->ranks;
     config.memory_bytes = 2 * bytes;
     config.store = store;
-    config.operation_timeout_us = CREW_OPERATION_MS * 1000;
-    config.step_timeout_us = CREW_STEP_MS * 1000;
-    config.start_timeout_us = CREW_START_MS * 1000;
+    config.operation_timeout_us = stretch * CREW_OPERATION_MS * 1000;
+    config.step_timeout_us = stretch * CREW_STEP_MS * 1000;
+    config.start_timeout_us = stretch * CREW_START_MS * 1000;
     config.manual_ready = t->manual;
     return config;
 }
@@ -239,15 +240,16 @@ static void trial_step(struct trial *t)
 
 int main(int argc, char **argv)
 {
-    if (argc < 6) {
-        fprintf(stderr, "usage: trial RANK RANKS STORE_FD LINK_FD CASE [MANUAL]; started by campaign\n");
+    if (argc < 7) {
+        fprintf(stderr, "usage: trial RANK RANKS STORE_FD LINK_FD CASE STRETCH [MANUAL]; started by campaign\n");
         return EXIT_MISUSE;
     }
     struct trial t = {.rank = atoi(argv[1]),
                       .ranks = atoi(argv[2]),
                       .link = atoi(argv[4]),
                       .c = crew_case(atoi(argv[5])),
-                      .manual = argc > 6};
+                      .stretch = atoi(argv[6]),
+                      .manual = argc > 7};
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     trial_create(&t, atoi(argv[3]));
     while (!t.stop) {
