@@ -15,6 +15,7 @@
 #include "core/config.h"
 #include "core/error.h"
 #include "core/log.h"
+#include "core/mask.h"
 
 enum {
     EVENTS_PER_ROUND = 64,
@@ -314,13 +315,34 @@ static void server_handle(struct store_server *server, const struct epoll_event 
     }
 }
 
+/* M31: there is no view, or nobody is left of the one that there is. */
+static bool group_is_vacant(const struct store_server *server)
+{
+    struct view view;
+    const struct store_key *key = server->keys.view;
+    if (!key || wire_get_view(key->value, key->value_bytes, server->config.ranks, &view) != 0)
+        return true;
+    for (int r = mask_next(view.mask, 0); r >= 0; r = mask_next(view.mask, r + 1))
+        if (server->holder[r].fenced < view.incarnation[r])
+            return false;
+    return true;
+}
+
+static bool has_said_something(const struct store_server *server, int rank)
+{
+    for (const struct store_key *key = server->keys.config[rank]; key; key = key->next_config)
+        if (!key->gone)
+            return true;
+    return false;
+}
+
 /* A rank that creates its group tells its configuration first. */
 static bool somebody_founds(const struct store_server *server)
 {
-    if (server->keys.view)
+    if (!group_is_vacant(server))
         return false;
     for (int r = 0; r < server->config.ranks; r++)
-        if (atomic_load(&server->holder[r].present) && server->keys.config[r])
+        if (atomic_load(&server->holder[r].present) && has_said_something(server, r))
             return true;
     return false;
 }

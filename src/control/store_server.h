@@ -58,7 +58,7 @@ void store_server_fence(struct store_server *server, int32_t rank, uint32_t inca
 int store_server_present(struct store_server *server, int32_t rank);
 
 /*
- * 1 while some rank that is present waits for all others, since no view was ever proposed: a rank that will not come any more
+ * 1 while some rank that is present waits for all others, since there is no view with a member that could still be alive: a rank that will not come any more
  * is waited for in vain then (M2). Any thread.
  */
 int store_server_is_founding(const struct store_server *server);

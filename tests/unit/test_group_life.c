@@ -330,7 +330,8 @@ static void good_here_void_there(struct cluster_rank *self)
         cluster_await_end(self, 1);
         expect_status(muster_step_end(self->group, backend_stream()), MUSTER_OK, "muster_step_end");
     }
-    expect((cluster_verdict(self).status == MUSTER_OK) == (self->rank == 0), "rank %d has the wrong verdict", self->rank);
+    expect((cluster_verdict(self).status == MUSTER_OK) == (self->rank == 0), "rank %d has the wrong verdict",
+           self->rank);
     muster_view view = cluster_await_view(self, 2, 1);
     expect(view.progress_least == 1 && view.progress_most == 2, "progress %d to %d", (int)view.progress_least,
            (int)view.progress_most);

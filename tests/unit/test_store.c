@@ -613,25 +613,25 @@ static void test_alternatives(void **state)
     assert_int_equal(store_server_listen(server, name), MUSTER_OK);
     assert_int_equal(store_server_start_thread(server), MUSTER_OK);
     snprintf(where, sizeof where, "fd:9999,unix:@%s-none,unix:@%s", name, name);
-    assert_int_equal(store_embedded_open(where, 0, RANKS, 5 * SECOND_US, &store), MUSTER_OK);
+    assert_int_equal(store_embedded_open(where, 0, RANKS, PATIENCE_US, &store), MUSTER_OK);
     store->ops->leave(store);
     store->ops->close(store);
 
     int fd = store_server_connect(server); /* broken off by the one who had it before */
     shutdown(fd, SHUT_RDWR);
     snprintf(where, sizeof where, "fd:%d,unix:@%s", fd, name);
-    assert_int_equal(store_embedded_open(where, 1, RANKS, 5 * SECOND_US, &store), MUSTER_OK);
+    assert_int_equal(store_embedded_open(where, 1, RANKS, PATIENCE_US, &store), MUSTER_OK);
     store->ops->leave(store);
     store->ops->close(store);
     close(fd);
 
     struct client c = client_open(server, 2);
     snprintf(where, sizeof where, "unix:@%s,fd:9999", name);
-    assert_int_equal(store_embedded_open(where, 0, RANKS + 1, SECOND_US, &store), MUSTER_ERR_STORE);
+    assert_int_equal(store_embedded_open(where, 0, RANKS + 1, PATIENCE_US, &store), MUSTER_ERR_STORE);
     assert_non_null(strstr(muster_last_error(), "group of 5 ranks"));
     assert_null(strstr(muster_last_error(), "9999"));
     snprintf(where, sizeof where, "fd:9999,unix:@%s-none", name);
-    assert_int_equal(store_embedded_open(where, 0, RANKS, 60 * SECOND_US, &store), MUSTER_ERR_STORE);
+    assert_int_equal(store_embedded_open(where, 0, RANKS, PATIENCE_US, &store), MUSTER_ERR_STORE);
     assert_non_null(strstr(muster_last_error(), "store \"fd:9999\" is not an open connection"));
     assert_non_null(strstr(muster_last_error(), "-none\" cannot be reached: Connection refused"));
     client_close(&c);
