@@ -51,7 +51,13 @@ static void queue_append(struct embedded *e, const unsigned char *frame, size_t 
         embedded_lose(e, "it does not take requests any more");
         return;
     }
-    *q = (struct queued){.passed = passed < 0 ? -1 : fcntl(passed, F_DUPFD_CLOEXEC, 0), .bytes = bytes};
+    int kept = passed < 0 ? -1 : fcntl(passed, F_DUPFD_CLOEXEC, 0);
+    if (passed >= 0 && kept < 0) {
+        embedded_lose(e, "no descriptor is left (ulimit -n) to pass on what it does not take now");
+        free(q);
+        return;
+    }
+    *q = (struct queued){.passed = kept, .bytes = bytes};
     memcpy(q->frame, frame, bytes);
     *e->queue_end = q;
     e->queue_end = &q->next;

@@ -52,7 +52,7 @@ no_leftovers() { expect "processes were left behind: $(tagged)" none_tagged; }
 
 wait_for() { # FILE TEXT
     local i
-    for i in $(seq 200); do
+    for i in $(seq 800); do
         grep -qF -- "$2" "$1" 2>/dev/null && return 0
         sleep 0.05
     done

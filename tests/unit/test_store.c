@@ -1214,6 +1214,27 @@ static void holds_for_some_lease(bool (*holds)(uint64_t lease_us), uint64_t leas
     }
 }
 
+/* What a full socket holds back needs a descriptor of its own: without one it must not go out empty. */
+static void test_memory_held_back_without_descriptors(void **state)
+{
+    (void)state;
+    struct store_server *server = server_new(RANKS, 1, LONG_LEASE_US);
+    pthread_t thread;
+    assert_int_equal(pthread_create(&thread, NULL, serve_until_present, server), 0);
+    struct client c = client_open(server, 1);
+    pthread_join(thread, NULL);
+    int memory = make_memory("one");
+    for (int i = 0; i < 900; i++) /* more than a socket takes that nobody reads */
+        c.store->ops->get(c.store, "view");
+    struct rlimit before = use_up_descriptors();
+    c.store->ops->share_memory(c.store, memory);
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
+    await_lost(c.store);
+    close(memory);
+    client_close(&c);
+    store_server_destroy(server);
+}
+
 /* A client that did not run itself gives the store a whole lease anew before it calls it lost. */
 static void test_own_pause_is_not_held_against_the_store(void **state)
 {
@@ -1650,6 +1671,7 @@ int main(void)
         cmocka_unit_test(test_flood_without_reading),
         cmocka_unit_test(test_store_destroyed),
         cmocka_unit_test(test_silent_store),
+        cmocka_unit_test(test_memory_held_back_without_descriptors),
         cmocka_unit_test(test_own_pause_is_not_held_against_the_store),
         cmocka_unit_test(test_lease_is_kept),
         cmocka_unit_test(test_store_that_cannot_be_believed),
