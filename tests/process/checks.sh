@@ -17,7 +17,7 @@ complain() {
 call() {
     local wanted=$1 got
     shift
-    timeout -k 5 120 "$muster" "$@" >"$folder/out" 2>"$folder/err"
+    timeout -k 5 300 "$muster" "$@" >"$folder/out" 2>"$folder/err"
     got=$?
     [ "$got" = "$wanted" ] || complain "exit status $got, wanted $wanted: $*"
 }

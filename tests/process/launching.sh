@@ -11,15 +11,36 @@ tag="run_test_$$"
 failed=0
 inherit=(env)
 
+# The machine may be busy. What must come is waited for, for a minute and more; who must come first is waited for by the
+# others (until_err, until_out); what hangs on a deadline is tried with longer ones, too (in_time).
+
 # launch STATUS OPTIONS...: runs the launcher, behind the command in `inherit`; output in out and err; the exit status must
 # be STATUS.
 launch() {
     local wanted=$1 got
     shift
-    RUN_TEST_TAG=$tag timeout -k 5 60 "${inherit[@]}" "$muster" run "$@" >out 2>err
+    RUN_TEST_TAG=$tag timeout -k 5 120 "${inherit[@]}" "$muster" run "$@" >out 2>err
     got=$?
     expect "exit status $got, wanted $wanted: run $*" [ "$got" = "$wanted" ]
     no_leftovers
+}
+
+# For ranks: until_err TEXT, until_out TEXT wait until the launcher has said it, or a rank.
+until_err() { until grep -qF -- "$1" err; do sleep 0.05; done; }
+until_out() { until grep -qF -- "$1" out; do sleep 0.05; done; }
+export -f until_err until_out
+
+# in_time FUNCTION: calls it with a number of seconds that is long enough for this machine to keep a deadline by; only the
+# last attempt may complain.
+in_time() {
+    local before=$failed complaints
+    for seconds in 1 5; do
+        failed=0
+        complaints=$("$1" "$seconds"; exit "$failed") && { failed=$before; return; }
+    done
+    echo "after shorter deadlines: $complaints" | head -n 3
+    failed=$before
+    "$1" 25
 }
 
 expect() {
@@ -42,7 +63,7 @@ count_is() { expect "\"$2\" is not $3 times in $1" [ "$(grep -cF -- "$2" "$1")" 
 tagged() { grep -lz "^RUN_TEST_TAG=$tag\$" /proc/[0-9]*/environ 2>/dev/null; }
 none_tagged() {
     local i
-    for i in $(seq 50); do
+    for i in $(seq 600); do
         [ -z "$(tagged)" ] && return 0
         sleep 0.1
     done
@@ -52,7 +73,7 @@ no_leftovers() { expect "processes were left behind: $(tagged)" none_tagged; }
 
 wait_for() { # FILE TEXT
     local i
-    for i in $(seq 800); do
+    for i in $(seq 1200); do
         grep -qF -- "$2" "$1" 2>/dev/null && return 0
         sleep 0.05
     done

@@ -231,14 +231,14 @@ perf_killed() {
     before=$(shared_memory)
     "$muster" perf ep --blocks 100 --iterations 10000 --tokens 128 >"$folder/out" 2>"$folder/err" &
     tool=$!
-    until grep -q '^#  *by ' "$folder/out" || [ $((waited += 1)) -gt 200 ]; do
+    until grep -q '^#  *by ' "$folder/out" || [ $((waited += 1)) -gt 1200 ]; do
         sleep 0.05
     done
     children=$(pgrep -P $tool)
     [ -n "$children" ] || complain "there are no ranks to see"
     kill -KILL $tool 2>/dev/null
     wait $tool 2>/dev/null
-    for waited in $(seq 200); do
+    for waited in $(seq 1200); do
         if ! ps -o pid= -p "$(echo $children | tr ' ' ,)" >/dev/null; then
             [ "$(shared_memory)" = "$before" ] || complain "left behind: $(shared_memory)"
             return
