@@ -105,7 +105,7 @@ static int run_batches(muster_group *group, muster_ep *ep, uint64_t batches, use
 
 int main(int argc, char **argv)
 {
-    int lives = argc > 1 ? atoi(argv[1]) : 1, ranks = (int)setting("MUSTER_RANKS", 1);
+    int lives = argc > 1 ? atoi(argv[1]) : 1, ranks = (int)setting("MUSTER_RANKS", setting("SLURM_NTASKS", 1));
     uint64_t batches = argc > 2 ? strtoull(argv[2], NULL, 10) : 10;
     useconds_t pause_us = argc > 3 ? (useconds_t)atoi(argv[3]) * 1000 : 0;
     setvbuf(stdout, NULL, _IOLBF, 0);

@@ -55,6 +55,26 @@ test_two_programs_in_one_script() {
     said 8 'life 1 is over'
 }
 
+# sidecar RANKS: a job of that size, whose sidecar has the same name as the one before
+sidecar() {
+    local r pids=
+    : >"$folder/out"
+    for r in $(seq 0 $(($1 - 1))); do
+        env SLURM_PROCID="$r" SLURM_NTASKS="$1" SLURM_JOB_ID="group-life-$$" MUSTER_TOOL="$muster" \
+            timeout -k 5 60 "$life" 1 5 >>"$folder/out" 2>>"$folder/err" &
+        pids+=" $!"
+    done
+    for r in $pids; do wait "$r" || complain "a rank of $1 failed"; done
+    said "$1" 'is over: 0 void'
+}
+
+test_a_sidecar_serves_one_job_after_another() {
+    sidecar 2
+    sidecar 2
+    sidecar 3
+    sidecar 1
+}
+
 test_nobody_loses_its_last_step() {
     local i
     for i in $(seq 10); do

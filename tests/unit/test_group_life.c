@@ -356,6 +356,57 @@ static void the_view_tells_who_is_ahead(void **state)
     world_free(world);
 }
 
+enum { BATCHES = 60 };
+
+/*
+ * Each batch has inputs of its own and goes through one of two exchanges, in turn. Every rank calls some of its steps off when
+ * it has done its part, so that a batch is good on others and void there.
+ */
+static void batches_in_turn(struct cluster_rank *self)
+{
+    struct world *const *worlds = self->context;
+    uint32_t epoch = 0;
+    int ahead = 0, calls = 0;
+    join(self);
+    muster_ep *ep[2] = {rounds_create(self, &c), rounds_create(self, &other)};
+    for (uint64_t batch = 0; batch < BATCHES;) {
+        cluster_at("batches in turn");
+        expect_status(muster_group_wait_ready(self->group, 30000000), MUSTER_OK, "muster_group_wait_ready");
+        muster_view view = view_of(self);
+        ahead += epoch && view.epoch != epoch && batch > view.progress_least;
+        batch = view.epoch != epoch ? view.progress_least : batch;
+        epoch = view.epoch;
+        struct party *p = party_open(worlds[batch], self->rank);
+        expect_status(muster_step_begin(self->group, backend_stream()), MUSTER_OK, "muster_step_begin");
+        party_exchange(p, ep[batch % 2]);
+        if (batch >= 7 * (uint64_t)calls + (uint64_t)self->rank && batch < BATCHES - 7) {
+            calls++;
+            expect_status(muster_group_abort(self->group), MUSTER_OK, "muster_group_abort");
+        }
+        expect_status(muster_step_end(self->group, backend_stream()), MUSTER_OK, "muster_step_end");
+        bool good = cluster_verdict(self).status == MUSTER_OK;
+        expect(!good || party_right(p), "batch %d: %s", (int)batch, p->why);
+        party_close(p);
+        batch += good;
+    }
+    expect(ahead || test_backend, "rank %d was never ahead of the others", self->rank);
+    cluster_barrier(self);
+    for (int i = 0; i < 2; i++)
+        muster_ep_destroy(ep[i]);
+}
+
+static void all_go_on_from_the_same_batch(void **state)
+{
+    (void)state;
+    struct world *worlds[BATCHES];
+    struct cluster_options o = options(3, 2);
+    for (int i = 0; i < BATCHES; i++)
+        worlds[i] = world_make(i % 2 ? &other : &c, 3, mask_first(3), 100 + (uint64_t)i);
+    assert_true(cluster_run(&o, batches_in_turn, worlds));
+    for (int i = 0; i < BATCHES; i++)
+        world_free(worlds[i]);
+}
+
 /* A newcomer counts on from where the others are; what a caller says is told as it is. */
 static void newcomer_goes_on(struct cluster_rank *self)
 {
@@ -409,6 +460,7 @@ int main(void)
         cmocka_unit_test(leaving_voids_nobodys_last_step),
         cmocka_unit_test(leaving_does_not_wait_for_ever),
         cmocka_unit_test(the_view_tells_who_is_ahead),
+        cmocka_unit_test(all_go_on_from_the_same_batch),
         cmocka_unit_test(a_newcomer_counts_on_from_the_others),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
