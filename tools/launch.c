@@ -96,8 +96,8 @@ void launch_end_soon(struct launch *launch, int status)
 /* The first signal is passed on; a second one has no patience. */
 void launch_signal(struct launch *launch, int signal)
 {
-    if (signal == SIGCHLD || signal == SIGTSTP)
-        return; /* a suspended launcher would be a lost store */
+    if (signal == SIGCHLD || signal == SIGTSTP || signal == SIGTTOU)
+        return; /* a suspended launcher would be a lost store, also one that writes from the background (stty tostop) */
     if (launch->ending) {
         launch->kill_at_ns = clock_ns();
         return;

@@ -173,7 +173,7 @@ static bool is_ignored(int signal)
 /* Before the store's thread starts, which inherits the mask: all signals come through the descriptor. */
 static int open_signals(struct launch *launch)
 {
-    static const int wanted[] = {SIGINT, SIGTERM, SIGQUIT, SIGCHLD, SIGTSTP};
+    static const int wanted[] = {SIGINT, SIGTERM, SIGQUIT, SIGCHLD, SIGTSTP, SIGTTOU};
     sigset_t set;
     sigemptyset(&set);
     for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++)

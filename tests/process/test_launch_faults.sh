@@ -32,6 +32,25 @@ test_inherited_by_others() {
     expect "muster perf with SIGCHLD ignored: status $?" [ $? = 0 ]
 }
 
+# A terminal that stops whoever writes from the background must not stop the store with the launcher.
+test_background_of_a_terminal() {
+    command -v script >/dev/null || return
+    cat >tostop <<'END'
+set -m
+stty tostop
+"$MUSTER_UNDER_TEST" run -n 2 sh -c 'echo through' &
+for i in $(seq 300); do
+    kill -0 $! 2>/dev/null || break
+    sleep 0.1
+done
+kill -KILL $! 2>/dev/null
+END
+    MUSTER_UNDER_TEST=$muster RUN_TEST_TAG=$tag script -qec "bash ./tostop" /dev/null </dev/null >out 2>err
+    has out "[0] through"
+    has out "[1] through"
+    no_leftovers
+}
+
 test_inherited_streams() {
     RUN_TEST_TAG=$tag timeout -k 5 60 "$muster" run -n 2 sh -c 'echo "$(readlink /proc/self/fd/0)" >>seen' <&- >&- 2>&-
     expect "closed streams: status $?" [ $? = 0 ]

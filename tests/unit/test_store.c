@@ -713,6 +713,39 @@ static void test_memory_without_descriptors(void **state)
     store_server_destroy(server);
 }
 
+static void assert_logged(int log, const char *text)
+{
+    static char all[8192];
+    ssize_t size = pread(log, all, sizeof all - 1, 0);
+    assert_true(size >= 0);
+    all[size] = 0;
+    if (!strstr(all, text))
+        fail_msg("\"%s\" was not logged: %s", text, all);
+}
+
+/* A store that cannot take a rank's memory says what it lacks, and not that the rank has sent nonsense. */
+static void test_store_without_descriptors(void **state)
+{
+    (void)state;
+    struct store_server *server = server_running();
+    struct client c = client_open(server, 1);
+    int memory = make_memory("one"), log = memfd_create("log", MFD_CLOEXEC), shown = dup(STDERR_FILENO);
+    assert_true(memory >= 0 && log >= 0 && shown >= 0);
+    struct rlimit before = use_up_descriptors();
+    dup2(log, STDERR_FILENO);
+    c.store->ops->share_memory(c.store, memory);
+    await_lost(c.store);
+    dup2(shown, STDERR_FILENO);
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
+    assert_logged(log, "rank 1");
+    assert_logged(log, "the store has no descriptor left for what came with it");
+    close(memory);
+    close(log);
+    close(shown);
+    client_close(&c);
+    store_server_destroy(server);
+}
+
 /* On the socket: too many descriptors are one thing, no number for the only one is another. */
 static void test_lost_descriptors(void **state)
 {
@@ -1662,6 +1695,7 @@ int main(void)
         cmocka_unit_test(test_alternatives),
         cmocka_unit_test(test_memory),
         cmocka_unit_test(test_memory_without_descriptors),
+        cmocka_unit_test(test_store_without_descriptors),
         cmocka_unit_test(test_lost_descriptors),
         cmocka_unit_test(test_hostile_clients),
         cmocka_unit_test(test_frames_before_hello),
