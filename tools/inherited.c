@@ -29,8 +29,8 @@ static void open_standard_streams(void)
 }
 
 /*
- * While SIGCHLD is ignored the kernel reaps children by itself, and nobody learns how they ended. A full file is an error
- * of the write, to be told, and not a reason to die.
+ * While SIGCHLD is ignored the kernel reaps children by itself, and nobody learns how they ended. A full file is an
+ * error of the write, to be told, and not a reason to die.
  */
 static void set_dispositions(void)
 {

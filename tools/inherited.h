@@ -14,8 +14,9 @@
 void inherited_repair(void);
 
 /*
- * Raises the soft limit of open files, if it is lower, so that the store of so many ranks can be hosted here, with `more`
- * descriptors for each, beside what is open now. False when the hard limit does not allow that; `text` says so then.
+ * Raises the soft limit of open files, if it is lower, so that the store of so many ranks can be hosted here, with
+ * `more` descriptors for each, beside what is open now. False when the hard limit does not allow that; `text` says so
+ * then.
  */
 bool inherited_make_room(int32_t ranks, int32_t more, char *text, size_t bytes);
 

@@ -201,8 +201,8 @@ bool launch_start(struct launch *launch, int32_t rank)
 /* ---- what follows a death ---- */
 
 /*
- * A program that cannot be executed will not be executable the next time. Once a rank has finished, nobody new comes. Above
- * these statuses are those of wrappers whose program was killed.
+ * A program that cannot be executed will not be executable the next time. Once a rank has finished, nobody new comes.
+ * Above these statuses are those of wrappers whose program was killed.
  */
 static bool may_restart(const struct launch *launch, const struct launch_rank *r)
 {

@@ -187,8 +187,8 @@ static int open_signals(struct launch *launch)
 }
 
 /*
- * A second way to the store, for ranks behind something that closes inherited descriptors. The name cannot be guessed, and
- * other users are refused. Without it the job runs as well as it can.
+ * A second way to the store, for ranks behind something that closes inherited descriptors. The name cannot be
+ * guessed, and other users are refused. Without it the job runs as well as it can.
  */
 static void listen_too(struct launch *launch)
 {

@@ -90,8 +90,8 @@ static void note_event(void *context, int32_t rank, uint32_t incarnation, const 
 }
 
 /*
- * Until the last client has gone and the grace after it is over. What moves before the first one has come, a process that
- * only looks whether somebody serves, or one whose hello is still on its way, does not shorten the wait for it.
+ * Until the last client has gone and the grace after it is over. What moves before the first one has come, a process
+ * that only looks whether somebody serves, or one whose hello is still on its way, does not shorten the wait for it.
  */
 static void serve(struct store_server *server, struct options *o)
 {

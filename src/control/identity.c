@@ -81,8 +81,8 @@ static int32_t number_in(const char *variable)
 
 /*
  * A SLURM allocation is what other launchers run in, and what its batch script or a lone task starts inherits their
- * variables: those do not say which rank of several this is. Tasks of a step have a step's number; the script has none, or
- * one of those at the upper end that are reserved for such steps.
+ * variables: those do not say which rank of several this is. Tasks of a step have a step's number; the script has
+ * none, or one of those at the upper end that are reserved for such steps.
  */
 static bool is_allocation(const struct launcher *l)
 {
@@ -126,8 +126,8 @@ static const struct launcher *first_launcher(void)
 }
 
 /*
- * `muster run` sets its variables for each rank, so they count whatever else is there. The others inherit what is left of
- * an outer launcher, and who is the inner one cannot be seen: unless they agree nobody is believed.
+ * `muster run` sets its variables for each rank, so they count whatever else is there. The others inherit what is
+ * left of an outer launcher, and who is the inner one cannot be seen: unless they agree nobody is believed.
  */
 static muster_status find_launcher(const muster_group_config *config, const struct launcher **from)
 {
@@ -214,8 +214,8 @@ static bool names_a_job(const struct launcher *from)
 }
 
 /*
- * Whose job the sidecar is named after. A script may have copied the numbers into another launcher's variables: then the one
- * that agrees with them names the job. NULL: none does.
+ * Whose job the sidecar is named after. A script may have copied the numbers into another launcher's variables: then
+ * the one that agrees with them names the job. NULL: none does.
  */
 static const struct launcher *find_job(const struct launcher *from)
 {

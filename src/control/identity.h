@@ -12,9 +12,9 @@ struct identity {
 };
 
 /*
- * Explicit fields of the config come first, then MUSTER_RANK/RANKS/STORE, then torchrun, Open MPI, SLURM. Under the last
- * three it may start a sidecar store. Errors: ARGUMENT: nothing says who this process is, or two launchers say different
- * things (docs/launching.md has the rule); names what was looked for, or found.
+ * Explicit fields of the config come first, then MUSTER_RANK/RANKS/STORE, then torchrun, Open MPI, SLURM. Under the
+ * last three it may start a sidecar store. Errors: ARGUMENT: nothing says who this process is, or two launchers say
+ * different things (docs/launching.md has the rule); names what was looked for, or found.
  */
 muster_status identity_find(const muster_group_config *config, struct identity *identity);
 

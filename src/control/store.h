@@ -23,8 +23,8 @@ enum store_event_type {
     STORE_REPLY, /* to request `id`: status OK; AGAIN = the compare-and-swap lost, value/revision are the current */
     STORE_CHANGE, /* key now has value at revision; value_bytes 0 and gone = 1: it was deleted */
     /*
-     * fd of the memory of (rank, incarnation), which the receiver owns; or -1 if the store has none, or, with status SYSTEM,
-     * if it came and this process has no descriptor left.
+     * fd of the memory of (rank, incarnation), which the receiver owns; or -1 if the store has none, or, with status
+     * SYSTEM, if it came and this process has no descriptor left.
      */
     STORE_MEMORY,
     STORE_LOST, /* the store is gone, is another one, or went back in time; nothing comes after it */
@@ -77,9 +77,9 @@ struct store {
 };
 
 /*
- * Connects to the embedded store at `where` ("fd:N" or "unix:@NAME", or several with commas, of which the first that leads
- * to a store is taken) as `rank`, opening its presence. Blocks until the welcome, at most timeout_us. Errors: ARGUMENT
- * (malformed `where`), STORE (refused: says why; or out of reach for good), TIMEOUT.
+ * Connects to the embedded store at `where` ("fd:N" or "unix:@NAME", or several with commas, of which the first that
+ * leads to a store is taken) as `rank`, opening its presence. Blocks until the welcome, at most timeout_us. Errors:
+ * ARGUMENT (malformed `where`), STORE (refused: says why; or out of reach for good), TIMEOUT.
  */
 muster_status store_embedded_open(const char *where, int32_t rank, int32_t ranks, uint64_t timeout_us,
                                   struct store **store);

@@ -199,7 +199,7 @@ static void refuse_unwatched(struct connection *c, const struct wire_frame *hell
         connection_complain(c, "%s", c->reason);
 }
 
-/* NULL, or the call that failed, with errno. A process that its pidfd could not kill could not be fenced later either. */
+/* NULL, or the call that failed, with errno. Whom its pidfd could not kill could not be fenced later either. */
 static const char *watch_failure(struct store_server *server, const struct connection *c, int32_t rank, pid_t pid)
 {
     struct holder *h = &server->holder[rank];

@@ -64,8 +64,8 @@ int store_server_present(struct store_server *server, int32_t rank);
 int store_server_is_founding(const struct store_server *server);
 
 /*
- * How many ranks have said hello and are connected. A connection that nobody speaks for any more, because a forked child
- * still holds it, is no client. The serving thread only.
+ * How many ranks have said hello and are connected. A connection that nobody speaks for any more, because a forked
+ * child still holds it, is no client. The serving thread only.
  */
 int store_server_clients(const struct store_server *server);
 

@@ -13,8 +13,7 @@
 struct socket_message {
     size_t bytes; /* 0: the other side has closed */
     bool cut; /* it was longer than the room for it, or carried more than one descriptor */
-    bool
-        descriptor_lost; /* it carried one, for which this process had no number left: nothing is wrong with the message */
+    bool descriptor_lost; /* it carried one, for which this process had no number left; the message itself is good */
     int fd; /* that was passed, or -1; the receiver owns it */
     pid_t pid; /* of the sender, if the kernel attached its credentials; otherwise 0 */
     uid_t uid;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * A rank that forms a real group, for the tests of the launcher: says when it has joined, waits until no more than ACTIVE
- * ranks are left, says so, and leaves. group_rank ACTIVE [EXIT-STATUS]
+ * A rank that forms a real group, for the tests of the launcher: says when it has joined, waits until no more than
+ * ACTIVE ranks are left, says so, and leaves. group_rank ACTIVE [EXIT-STATUS]
  */
 #include <poll.h>
 #include <stdio.h>

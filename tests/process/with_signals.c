@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Runs a program whose signals are ignored or blocked from the start: a shell cannot block any. with_signals ignore|block
- * SIGNAL... -- PROGRAM [ARGUMENT...], signals as in "TERM"
+ * Runs a program whose signals are ignored or blocked from the start: a shell cannot block any. with_signals
+ * ignore|block SIGNAL... -- PROGRAM [ARGUMENT...], signals as in "TERM"
  */
 #include <signal.h>
 #include <stdio.h>
