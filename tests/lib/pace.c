@@ -15,6 +15,7 @@
 enum { TICK_MS = 2, PATH_BYTES = 512, MOST_GENERATIONS = 3 };
 
 static _Atomic uint64_t late_ns; /* of the thread that sleeps, since it began */
+static atomic_bool asleep; /* it has begun */
 
 void pace_sleep_ms(int ms)
 {
@@ -29,6 +30,7 @@ static void *sleeper(void *unused)
 {
     (void)unused;
     for (;;) {
+        atomic_store(&asleep, true);
         uint64_t due_ns = clock_ns() + TICK_MS * UINT64_C(1000000);
         pace_sleep_ms(TICK_MS);
         uint64_t now_ns = clock_ns();
@@ -46,6 +48,8 @@ static void sleeper_start(void)
         abort();
     }
     pthread_detach(thread);
+    while (!atomic_load(&asleep))
+        pace_sleep_ms(1);
 }
 
 static void forget_sleeper(void);
@@ -62,6 +66,7 @@ static void forget_sleeper(void)
 {
     static const pthread_once_t fresh = PTHREAD_ONCE_INIT;
     started = fresh;
+    atomic_store(&asleep, false);
 }
 
 /* ---- For how long threads waited for a core: the second number of their schedstat ---- */
