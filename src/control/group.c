@@ -526,17 +526,25 @@ muster_status muster_group_ready(muster_group *g, uint32_t epoch)
     return MUSTER_OK;
 }
 
+/* What an abort ends: the epoch of the open step, which may have ended by itself without voiding the step (X12). */
+static uint32_t group_epoch_of_work(const muster_group *g)
+{
+    uint32_t of_step = atomic_load(&g->step_epoch);
+    return of_step ? of_step : atomic_load(&g->begun);
+}
+
 muster_status muster_group_abort(muster_group *g)
 {
     muster_status status = group_check(g);
     if (status != MUSTER_OK)
         return status;
-    uint32_t epoch = atomic_load(&g->begun);
+    uint32_t epoch = group_epoch_of_work(g);
+    if (epoch == 0)
+        return MUSTER_OK; /* no step is open, and the next epoch is being agreed on already */
     atomic_store(&g->aborted_epoch, epoch);
     group_epoch_failed(g, epoch);
     pthread_mutex_lock(&g->lock);
-    if (epoch)
-        g->mail.failed_epoch = epoch;
+    g->mail.failed_epoch = epoch;
     pthread_mutex_unlock(&g->lock);
     agent_wake(g);
     return MUSTER_OK;

@@ -87,7 +87,8 @@ struct muster_group {
     /* Written by the caller's thread, read by the agent: see agent_quiesced() and agent_check_ready(). */
     _Atomic bool executing; /* a kernel, or a step's own stores, are running */
     _Atomic bool step_open;
-    _Atomic uint32_t step_epoch; /* of the open step; 0: void from its start */
+    _Atomic uint32_t
+        step_epoch; /* of the open step, for muster_group_abort(); 0: void from its start, or none is open */
     _Atomic uint32_t unread_void; /* verdicts of void steps that wait in the queue */
     _Atomic uint32_t ready_called; /* last epoch of muster_group_ready() */
     _Atomic uint32_t aborted_epoch; /* last epoch of muster_group_abort() */

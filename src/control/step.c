@@ -238,8 +238,8 @@ muster_status muster_step_end(muster_group *g, void *stream)
     group_count_step(g, failure == 0);
     step_queue_verdict(g, failure);
     g->step.open = false;
+    atomic_store(&g->step_epoch, 0); /* before the next epoch can begin: an abort must not take this one for it */
     atomic_store(&g->step_open, false);
-    atomic_store(&g->step_epoch, 0);
     trace_add(failure ? TRACE_VOID : TRACE_STEP, g->step.begun_ns, clock_ns() - g->step.begun_ns, g->step.total);
     if (atomic_load(&g->begun) == 0)
         agent_wake(g); /* it may be waiting for this step's end */

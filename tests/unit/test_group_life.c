@@ -407,6 +407,42 @@ static void all_go_on_from_the_same_batch(void **state)
         world_free(worlds[i]);
 }
 
+/* Nobody can begin the next epoch while these steps are open; rank 1 aborts twice, rank 0 when the epoch has ended. */
+static void aborts_late(struct cluster_rank *self)
+{
+    join(self);
+    muster_ep *ep = rounds_create(self, &c);
+    struct party *p = party_open(self->context, self->rank);
+    expect_status(muster_step_begin(self->group, backend_stream()), MUSTER_OK, "muster_step_begin");
+    expect_status(party_exchange(p, ep), MUSTER_OK, "an exchange");
+    backend_wait();
+    cluster_barrier(self);
+    if (self->rank == 1)
+        expect_status(muster_group_abort(self->group), MUSTER_OK, "muster_group_abort");
+    cluster_await_end(self, 1);
+    expect_status(muster_group_abort(self->group), MUSTER_OK, "muster_group_abort");
+    expect_status(muster_step_end(self->group, backend_stream()), MUSTER_OK, "muster_step_end");
+    muster_verdict verdict = cluster_verdict(self);
+    expect(verdict.status == MUSTER_ERR_VOID || verdict.status == MUSTER_ERR_PEER, "the step ended with %s",
+           muster_status_name(verdict.status));
+    muster_view view = cluster_await_view(self, 2, 1);
+    expect(view.progress_most == 0, "a step that was aborted counts as progress");
+    party_close(p);
+    rounds_exchange(self, ep, self->context);
+    expect(view_of(self).epoch == view.epoch, "a late abort has ended the epoch after its own");
+    cluster_barrier(self);
+    muster_ep_destroy(ep);
+}
+
+static void an_abort_voids_the_open_step_whenever_it_comes(void **state)
+{
+    (void)state;
+    struct world *world = world_make(&c, 2, mask_first(2), 3);
+    struct cluster_options o = options(2, 1);
+    assert_true(cluster_run(&o, aborts_late, world));
+    world_free(world);
+}
+
 /* A newcomer counts on from where the others are; what a caller says is told as it is. */
 static void newcomer_goes_on(struct cluster_rank *self)
 {
@@ -461,6 +497,7 @@ int main(void)
         cmocka_unit_test(leaving_does_not_wait_for_ever),
         cmocka_unit_test(the_view_tells_who_is_ahead),
         cmocka_unit_test(all_go_on_from_the_same_batch),
+        cmocka_unit_test(an_abort_voids_the_open_step_whenever_it_comes),
         cmocka_unit_test(a_newcomer_counts_on_from_the_others),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
