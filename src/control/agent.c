@@ -231,17 +231,14 @@ static void agent_begun(muster_group *g, uint32_t epoch)
 {
     trace_add(TRACE_BEGUN, clock_ns(), 0, epoch);
     fault_here(FAULT_VIEW_BEGUN); /* before the caller knows: who is stopped here does no step of this view */
-    uint64_t least, most;
-    member_progress(&g->member, &least, &most);
-    if (!atomic_load(&g->progress_set))
-        atomic_store(&g->progress, least); /* what others have to run again is run again here as well */
+    atomic_store(&g->progress_counted, g->progress_least); /* what others have to run again is run again here as well */
     if (g->device)
         g->device_steps = g->device_ops->good_steps(g->device);
     g->opening = 0;
     atomic_store(&g->begun, epoch);
     pthread_mutex_lock(&g->lock);
-    g->view.progress_least = least;
-    g->view.progress_most = most;
+    g->view.progress_least = g->progress_least;
+    g->view.progress_most = g->progress_most;
     g->view.ready = 1;
     pthread_cond_broadcast(&g->changed);
     pthread_mutex_unlock(&g->lock);
@@ -249,6 +246,7 @@ static void agent_begun(muster_group *g, uint32_t epoch)
 
 static void agent_begin(muster_group *g, uint32_t epoch)
 {
+    member_progress(&g->member, &g->progress_least, &g->progress_most);
     if (!g->device) {
         agent_begun(g, epoch);
         return;
@@ -545,7 +543,7 @@ static bool agent_take_mail(muster_group *g)
 static void agent_check_quiesced(muster_group *g)
 {
     const struct view *view = &g->raising;
-    if (view->epoch == 0 || atomic_load(&g->executing))
+    if (g->stopped || view->epoch == 0 || atomic_load(&g->executing))
         return;
     if (g->device && !g->device_ops->epoch_quiet(g->device, view->epoch))
         return;
@@ -617,9 +615,11 @@ static void agent_look_at_device(muster_group *g)
 /* M32: how far this rank's caller has come; a device counts the steps itself. */
 static uint64_t agent_progress(muster_group *g)
 {
-    uint64_t progress = atomic_load(&g->progress);
-    bool counts = g->device && !atomic_load(&g->progress_set) && progress != MEMBER_NO_PROGRESS;
-    return counts ? progress + g->device_ops->good_steps(g->device) - g->device_steps : progress;
+    uint64_t said = atomic_load(&g->progress_said), counted = atomic_load(&g->progress_counted);
+    if (said != MEMBER_NO_PROGRESS)
+        return said;
+    bool device_counts = g->device && counted != MEMBER_NO_PROGRESS;
+    return device_counts ? counted + g->device_ops->good_steps(g->device) - g->device_steps : counted;
 }
 
 /*

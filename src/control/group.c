@@ -305,7 +305,8 @@ muster_status muster_group_create(const muster_group_config *config, muster_grou
     member_init(&g->member, &member);
     g->expected = member_expected(&g->member);
     g->founding = member_is_founding(&g->member);
-    atomic_store(&g->progress, MEMBER_NO_PROGRESS);
+    atomic_store(&g->progress_said, MEMBER_NO_PROGRESS);
+    atomic_store(&g->progress_counted, MEMBER_NO_PROGRESS);
     g->store->ops->share_memory(g->store, g->region.fd);
     status = agent_start(g);
     if (status != MUSTER_OK)
@@ -337,8 +338,8 @@ free_memory:
 
 void group_count_step(muster_group *g, bool good)
 {
-    if (good && !atomic_load(&g->progress_set))
-        atomic_fetch_add(&g->progress, 1);
+    if (good)
+        atomic_fetch_add(&g->progress_counted, 1);
 }
 
 muster_status muster_group_set_progress(muster_group *g, uint64_t progress)
@@ -348,8 +349,7 @@ muster_status muster_group_set_progress(muster_group *g, uint64_t progress)
         return status;
     if (progress == MEMBER_NO_PROGRESS)
         return error_set(MUSTER_ERR_ARGUMENT, "progress = %llu: must be below 2^64 - 1", (unsigned long long)progress);
-    atomic_store(&g->progress_set, true);
-    atomic_store(&g->progress, progress);
+    atomic_store(&g->progress_said, progress);
     return MUSTER_OK;
 }
 

@@ -84,16 +84,15 @@ struct muster_group {
     muster_mask begun_mask; /* of that epoch; written before `begun`, read after it */
     _Atomic int sticky; /* muster_status that ended the group; 0 = none */
 
-    /* Written by the caller's thread, read by the agent: see agent_quiesced() and agent_check_ready(). */
+    /* Written by the caller's thread, read by the agent: see agent_check_quiesced() and agent_check_ready(). */
     _Atomic bool executing; /* a kernel, or a step's own stores, are running */
     _Atomic bool step_open;
-    _Atomic uint32_t
-        step_epoch; /* of the open step, for muster_group_abort(); 0: void from its start, or none is open */
+    _Atomic uint32_t step_epoch; /* of the open step, which an abort voids; 0: there is nothing to void */
     _Atomic uint32_t unread_void; /* verdicts of void steps that wait in the queue */
     _Atomic uint32_t ready_called; /* last epoch of muster_group_ready() */
     _Atomic uint32_t aborted_epoch; /* last epoch of muster_group_abort() */
-    _Atomic uint64_t progress; /* M32; the agent writes it when an epoch begins: no step is open then */
-    _Atomic bool progress_set; /* by muster_group_set_progress(): good steps are not counted */
+    _Atomic uint64_t progress_said; /* by muster_group_set_progress(); MEMBER_NO_PROGRESS: nothing */
+    _Atomic uint64_t progress_counted; /* M32; the agent writes it when an epoch begins: no step is open then */
 
     pthread_mutex_t lock; /* short sections only; never held across a wait other than the condition's own */
     pthread_cond_t changed;
@@ -120,6 +119,7 @@ struct muster_group {
     uint64_t memory_again_ns; /* when what of its newcomers' memory could not be had is asked for again; 0: all could */
     int memory_rounds; /* how often that has been done for it */
     uint32_t opening; /* with a device: the epoch that it was told to open, and has not yet; 0: none */
+    uint64_t progress_least, progress_most; /* of the epoch that begins: a device may open it when members have gone */
     bool leaving; /* muster_group_leave() was called, and a device may still be at work */
     uint32_t ready_sent;
     uint64_t swap_id;
