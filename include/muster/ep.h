@@ -182,8 +182,8 @@ MUSTER_API muster_status muster_ep_memory_bytes(const muster_ep_config *config, 
  * CUDA: takes its part of the group's memory and nothing else of the device, and waits for no kernel; not during
  * capture. A GPU takes at most 16384 slots of all ranks together, and fewer where its blocks have too little shared memory to
  * count for them (sm_86, sm_89).
- * Errors: ARGUMENT, UNSUPPORTED (CUDA: too many slots), MISMATCH, MEMORY (names the bytes that are missing), ORDER,
- * TIMEOUT, the group's sticky error.
+ * Errors: ARGUMENT, UNSUPPORTED (more than 200 exchanges of a group at a time; CUDA: too many slots), MISMATCH,
+ * MEMORY (names the bytes that are missing), ORDER, TIMEOUT, the group's sticky error.
  */
 MUSTER_API muster_status muster_ep_create(muster_group *group, const muster_ep_config *config, muster_ep **ep);
 

@@ -36,8 +36,8 @@ struct group_object {
 /*
  * Takes `bytes` of symmetric memory for an object of this kind ("ep"), and compares `fields` ("name=value\n" lines), number
  * and offset with what the other members say. Blocks until all have said it, at most start_timeout_us. Errors: MEMORY;
- * MISMATCH names the field and each rank's value, or what the others have instead; TIMEOUT names who has not come. After an
- * error the memory is free again, and the number used.
+ * UNSUPPORTED (too many at a time); MISMATCH names the field and each rank's value, or what the others have instead; TIMEOUT
+ * names who has not come. After an error the memory is free again, and the number used.
  */
 muster_status group_object_create(muster_group *g, const char *kind, const char *fields, uint64_t bytes,
                                   struct group_object *object);

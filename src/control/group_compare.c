@@ -9,7 +9,11 @@
 #include <string.h>
 
 #include "control/group_state.h"
+#include "control/store_keys.h"
 #include "core/error.h"
+
+/* An object that was destroyed keeps its key until all have heard that: so not every key is there for those that live. */
+enum { MOST_OBJECTS = STORE_MAX_CONFIGS - 56 };
 
 enum { COMPARE_PATIENCE_US = 2000000 };
 
@@ -346,32 +350,22 @@ static muster_status object_agree(muster_group *g, const struct group_object *ob
     return status == MUSTER_OK ? group_check(g) : status;
 }
 
-muster_status group_object_create(muster_group *g, const char *kind, const char *fields, uint64_t bytes,
-                                  struct group_object *object)
+/* More than the store keeps would be compared in vain, until the start timeout. */
+static muster_status object_check_count(const muster_group *g, const struct group_object *object)
 {
-    uint64_t used = g->region_used;
-    object->number = g->objects++;
-    snprintf(object->name, sizeof object->name, "%s%u", kind, object->number);
-    muster_status status = group_memory_take(g, bytes, &object->offset);
-    if (status != MUSTER_OK)
-        return status;
-    status = object_agree(g, object, fields);
-    if (status != MUSTER_OK) {
-        g->region_used = used;
-        group_object_destroy(g, object);
-    }
-    return status;
+    if (g->objects_held < MOST_OBJECTS)
+        return MUSTER_OK;
+    return error_set(MUSTER_ERR_UNSUPPORTED, "%s: this rank has %d exchanges, and a group has at most %d at a time",
+                     object->name, g->objects_held, MOST_OBJECTS);
 }
 
 /*
  * Others may still be comparing it, so what was said stays, marked, until all have published a newer object. Without
  * memory for that it stays for the life of this process, which only a newcomer could hold against us.
  */
-void group_object_destroy(muster_group *g, const struct group_object *object)
+static void object_withdraw(muster_group *g, const struct group_object *object)
 {
     char marked[STORE_MAX_VALUE] = "";
-    if (group_is_forked(g))
-        return;
     pthread_mutex_lock(&g->lock);
     const char *fields = fields_of(g, object->name, g->config.rank);
     if (fields && strlen(fields) < sizeof marked - sizeof DESTROYED)
@@ -384,4 +378,33 @@ void group_object_destroy(muster_group *g, const struct group_object *object)
         puts_append(&g->removals, removal);
     }
     pthread_mutex_unlock(&g->lock);
+}
+
+muster_status group_object_create(muster_group *g, const char *kind, const char *fields, uint64_t bytes,
+                                  struct group_object *object)
+{
+    uint64_t used = g->region_used;
+    object->number = g->objects++;
+    snprintf(object->name, sizeof object->name, "%s%u", kind, object->number);
+    muster_status status = object_check_count(g, object);
+    if (status == MUSTER_OK)
+        status = group_memory_take(g, bytes, &object->offset);
+    if (status != MUSTER_OK)
+        return status;
+    status = object_agree(g, object, fields);
+    if (status == MUSTER_OK) {
+        g->objects_held++;
+        return MUSTER_OK;
+    }
+    g->region_used = used;
+    object_withdraw(g, object);
+    return status;
+}
+
+void group_object_destroy(muster_group *g, const struct group_object *object)
+{
+    if (group_is_forked(g))
+        return;
+    g->objects_held--;
+    object_withdraw(g, object);
 }

@@ -144,6 +144,7 @@ struct muster_group {
     muster_verdict verdict[GROUP_VERDICTS];
     uint32_t verdict_first, verdict_count;
     uint32_t objects; /* attempts to create one */
+    int objects_held; /* those that were created and not destroyed */
 };
 
 /* group_memory.c */

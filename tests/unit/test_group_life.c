@@ -224,6 +224,33 @@ static void objects_come_and_go(void **state)
     assert_true(cluster_run(&o, many_objects, NULL));
 }
 
+enum { MOST_OBJECTS = 200 };
+
+static void too_many_objects(struct cluster_rank *self)
+{
+    muster_ep *ep[MOST_OBJECTS], *more = NULL;
+    join(self);
+    for (int i = 0; i < MOST_OBJECTS; i++)
+        ep[i] = rounds_create(self, &c);
+    for (int i = 0; i < 20; i++) {
+        expect_status(create(self, &more), MUSTER_ERR_UNSUPPORTED, "one exchange more");
+        expect(strstr(muster_last_error(), "200"), "\"%s\" does not name the limit", muster_last_error());
+        muster_ep_destroy(ep[i]);
+        ep[i] = rounds_create(self, &c);
+    }
+    for (int i = 0; i < MOST_OBJECTS; i++)
+        muster_ep_destroy(ep[i]);
+    expect_status(create(self, &more), MUSTER_OK, "another one");
+    muster_ep_destroy(more);
+}
+
+static void more_objects_than_the_store_keeps_are_refused(void **state)
+{
+    (void)state;
+    struct cluster_options o = options(2, MOST_OBJECTS + 30);
+    assert_true(cluster_run(&o, too_many_objects, NULL));
+}
+
 /* ---- leaving ---- */
 
 enum { LEAVE_STEPS = 5 };
@@ -493,6 +520,7 @@ int main(void)
         cmocka_unit_test(a_newcomer_with_another_history_is_told),
         cmocka_unit_test(a_newcomer_with_the_same_history_takes_part),
         cmocka_unit_test(objects_come_and_go),
+        cmocka_unit_test(more_objects_than_the_store_keeps_are_refused),
         cmocka_unit_test(leaving_voids_nobodys_last_step),
         cmocka_unit_test(leaving_does_not_wait_for_ever),
         cmocka_unit_test(the_view_tells_who_is_ahead),
