@@ -167,8 +167,8 @@ typedef struct muster_group_config {
  * memory or of mapping a peer's. Later, a rank that cannot map a newcomer's memory leaves, and its group ends with MEMORY.
  * CUDA: also opens the device, loads every kernel, and takes all memory that the group will ever need there; that may
  * wait for whatever the device is doing.
- * Errors: ARGUMENT, ORDER (this process has a group in that place of the store already), UNSUPPORTED (there is no such
- * backend, device or driver), MISMATCH, STORE, TIMEOUT, MEMORY, SYSTEM.
+ * Errors: ARGUMENT (launchers that disagree on who this is, too), ORDER (this process has a group in that place of the
+ * store already), UNSUPPORTED (there is no such backend, device or driver), MISMATCH, STORE, TIMEOUT, MEMORY, SYSTEM.
  */
 MUSTER_API muster_status muster_group_create(const muster_group_config *config, muster_group **group);
 
@@ -196,7 +196,8 @@ MUSTER_API muster_status muster_group_view(const muster_group *group, muster_vie
 /*
  * Blocks until the installed view is ready for steps, at most timeout_us (0: only looks; UINT64_MAX: for as long as it
  * takes). The caller's thread.
- * Errors: AGAIN when the time is up; the group's sticky error (CAPACITY, STORE, EVICTED, UNFENCED).
+ * Errors: AGAIN when the time is up; the group's sticky error (CAPACITY, STORE, EVICTED, UNFENCED; MEMORY or
+ * SYSTEM when a newcomer's memory could not be mapped).
  */
 MUSTER_API muster_status muster_group_wait_ready(muster_group *group, uint64_t timeout_us);
 
