@@ -169,6 +169,17 @@ static void group_member_config(const muster_group *g, struct member_config *con
     };
 }
 
+static void group_init_member(muster_group *g)
+{
+    struct member_config member;
+    group_member_config(g, &member);
+    member_init(&g->member, &member);
+    g->expected = member_expected(&g->member);
+    g->founding = member_is_founding(&g->member);
+    atomic_store(&g->progress_said, MEMBER_NO_PROGRESS);
+    atomic_store(&g->progress_counted, MEMBER_NO_PROGRESS);
+}
+
 static void group_init_control(muster_group *g)
 {
     g->control.spin = group_spin(g->config.ranks);
@@ -300,13 +311,7 @@ muster_status muster_group_create(const muster_group_config *config, muster_grou
     if (status != MUSTER_OK)
         goto close_store;
     group_init_control(g);
-    struct member_config member;
-    group_member_config(g, &member);
-    member_init(&g->member, &member);
-    g->expected = member_expected(&g->member);
-    g->founding = member_is_founding(&g->member);
-    atomic_store(&g->progress_said, MEMBER_NO_PROGRESS);
-    atomic_store(&g->progress_counted, MEMBER_NO_PROGRESS);
+    group_init_member(g);
     g->store->ops->share_memory(g->store, g->region.fd);
     status = agent_start(g);
     if (status != MUSTER_OK)
