@@ -95,11 +95,14 @@ build_test()
     "${compile[@]}" "${objects[@]}" "${libraries[@]}" -o "$output"
 }
 
-# test_fails NAME [MUTATED-FILE]. 0: the test failed; 1: it passed; 2: it could not be built.
+# test_fails NAME [MUTATED-FILE]. 0: the test failed; 1: it passed; 2: it could not be built. With a mistake it may wait in
+# vain, and need not wait for long.
 test_fails()
 {
+    local patience=1
+    [ -n "${2:-}" ] && patience=0.25
     (cd "$work/tree" && build_test "$1" "${2:-}") >"$work/log" 2>&1 || return 2
-    ! (cd "$work/out" && timeout -k 5 $limit_s bash -c "$(fill "${runs[$1]}")") >"$work/log" 2>&1
+    ! (cd "$work/out" && MUSTER_TEST_PATIENCE=$patience timeout -k 5 $limit_s bash -c "$(fill "${runs[$1]}")") >"$work/log" 2>&1
 }
 
 complain()

@@ -70,8 +70,8 @@ static void rank_open(struct world *w, int r)
 {
     struct rank *rank = &w->rank[r];
     atomic_store(&rank->control.live_epoch, EPOCH);
-    atomic_store(&rank->control.operation_timeout_ns, PACE_PATIENCE_MS * MS);
-    atomic_store(&rank->control.step_timeout_ns, PACE_PATIENCE_MS * MS);
+    atomic_store(&rank->control.operation_timeout_ns, 2000 * MS);
+    atomic_store(&rank->control.step_timeout_ns, 4000 * MS);
     rank->control.spin = 100;
     rank->step = (struct kernel_step){&rank->control, EPOCH, 0, r, RANKS, mask_first(RANKS), w->peers};
     rank->exchange = cpu_kernel_ops.exchange_create(&w->shape);
@@ -573,6 +573,7 @@ static void waits_publish_whom_they_wait_for(void **state)
     (void)state;
     struct world *w = world_open(&expert_major);
     struct waiter waiter = {.w = w, .mask = mask_first(RANKS)};
+    set_timeouts(w, PACE_PATIENCE_MS, PACE_PATIENCE_MS);
     waiter_start(&waiter);
     struct kernel_control *control = &w->rank[0].control;
     while (atomic_load(&control->waiting_for[0]) != 7)
@@ -594,6 +595,7 @@ static void waits_end_with_the_epoch(void **state)
     (void)state;
     struct world *w = world_open(&expert_major);
     struct waiter waiter = {.w = w, .mask = mask_first(RANKS)};
+    set_timeouts(w, PACE_PATIENCE_MS, PACE_PATIENCE_MS);
     waiter_start(&waiter);
     pace_sleep_ms(20); /* it waits by now, most likely */
     atomic_store(&w->rank[0].control.live_epoch, EPOCH + 1);
@@ -669,6 +671,7 @@ static void refusals_are_seen_at_once(void **state)
     peer_raise(w, 2);
     peer_step_word(w, 2, 2); /* ended, after its flag: fine */
     peer_step_word(w, 1, 2); /* ended without its flag */
+    set_timeouts(w, PACE_PATIENCE_MS, PACE_PATIENCE_MS);
     waiter_start(&waiter);
     waiter_join(&waiter);
     assert_false(waiter.arrived);
