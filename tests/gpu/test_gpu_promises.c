@@ -269,10 +269,9 @@ static void give_up(struct cluster_rank *self, muster_ep *ep, enum exit_way way,
     bool told_by_others = v.reason == MUSTER_REASON_EPOCH; /* a rank that failed before ended the epoch for all */
     expect_in_time(v.reason == reasons[way] || told_by_others, "reason %d, wanted %d", (int)v.reason,
                    (int)reasons[way]);
-    void (*expectation)(bool, const char *, ...) =
-        way == EXIT_DEADLINE ? expect_in_time : expect; /* another was later */
-    expectation(v.reason == MUSTER_REASON_EPOCH || v.peer == VICTIM, "reason %d names peer %d", (int)v.reason,
-                (int)v.peer);
+    expect_function *about_peer = way == EXIT_DEADLINE ? expect_in_time : expect; /* another was later */
+    about_peer(v.reason == MUSTER_REASON_EPOCH || v.peer == VICTIM, "reason %d names peer %d", (int)v.reason,
+               (int)v.peer);
     expect(v.epoch == epoch, "the record says epoch %u instead of %u", v.epoch, epoch);
     expect_in_time(v.phase == MUSTER_PHASE_DISPATCH, "the record says phase %d", (int)v.phase);
     expect(ms < cluster_operation_ms(self) + cluster_step_ms(self) + SLACK_MS, "the kernel returned after %d ms", ms);

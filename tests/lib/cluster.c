@@ -32,6 +32,8 @@ enum { LIMIT_FACTOR = 6 };
 enum { LIMIT_FACTOR = 1 };
 #endif
 
+enum { SHORT_PATIENCE_MS = 10000 }; /* of a run that may be made again */
+
 struct cluster_thread {
     struct cluster_rank rank;
     cluster_function *function;
@@ -134,11 +136,15 @@ static bool means_late(muster_status status)
            status == MUSTER_ERR_STORE || status == MUSTER_ERR_CAPACITY;
 }
 
+expect_function *expectation(muster_status got)
+{
+    return means_late(got) ? expect_in_time : expect;
+}
+
 void expect_status(muster_status got, muster_status want, const char *what)
 {
-    void (*expectation)(bool, const char *, ...) = means_late(got) ? expect_in_time : expect;
-    expectation(got == want, "%s gave %s instead of %s; last error: %s", what, muster_status_name(got),
-                muster_status_name(want), muster_last_error());
+    expectation(got)(got == want, "%s gave %s instead of %s; last error: %s", what, muster_status_name(got),
+                     muster_status_name(want), muster_last_error());
 }
 
 void cluster_sleep_ms(int ms)
@@ -184,6 +190,13 @@ int cluster_step_ms(const struct cluster_rank *self)
 {
     const struct cluster *c = self->cluster;
     return c->stretch * (int)(or_default(c->options.step_timeout_us, DEFAULT_STEP_US) / 1000);
+}
+
+/* A run that may be made again need not wait for what will not come any more, because of whom lateness has cost its place. */
+int cluster_patience_ms(const struct cluster_rank *self)
+{
+    int ms = self->cluster->options.short_ms ? SHORT_PATIENCE_MS * self->cluster->stretch : PACE_PATIENCE_MS;
+    return ms < PACE_PATIENCE_MS ? ms : PACE_PATIENCE_MS;
 }
 
 muster_status cluster_join(struct cluster_rank *self, const muster_group_config *config)
@@ -277,7 +290,7 @@ muster_view cluster_await_view(struct cluster_rank *self, int active, uint32_t a
 {
     muster_view view = {0};
     cluster_at("waiting for a view");
-    for (struct pace pace = pace_begin(); pace_wall_ms(&pace) < PACE_PATIENCE_MS; cluster_sleep_ms(1)) {
+    for (struct pace pace = pace_begin(); pace_wall_ms(&pace) < cluster_patience_ms(self); cluster_sleep_ms(1)) {
         muster_status status = muster_group_wait_ready(self->group, 100000);
         if (status != MUSTER_ERR_AGAIN)
             expect_status(status, MUSTER_OK, "wait_ready");
@@ -294,12 +307,12 @@ void cluster_await_end(struct cluster_rank *self, uint32_t epoch)
 {
     muster_view view = {0};
     cluster_at("waiting for the end of an epoch");
-    for (struct pace pace = pace_begin(); pace_wall_ms(&pace) < PACE_PATIENCE_MS; cluster_sleep_ms(1)) {
+    for (struct pace pace = pace_begin(); pace_wall_ms(&pace) < cluster_patience_ms(self); cluster_sleep_ms(1)) {
         expect_status(muster_group_view(self->group, &view), MUSTER_OK, "muster_group_view");
         if (view.epoch > epoch)
             return;
     }
-    expect(false, "epoch %u does not end", epoch);
+    expect_in_time(false, "epoch %u does not end", epoch);
 }
 
 static void rank_run(struct cluster_thread *t)

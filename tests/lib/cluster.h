@@ -57,9 +57,16 @@ void expect_status(muster_status got, muster_status want, const char *what);
 /* For what may fail because a rank, or a peer, came too late; no wrong data is such. Counts for short_ms. */
 __attribute__((format(printf, 2, 3))) void expect_in_time(bool holds, const char *format, ...);
 
+/* Which of the two is for a status that is not the wanted one: some are what a rank is told that came too late. */
+typedef void expect_function(bool holds, const char *format, ...);
+expect_function *expectation(muster_status got);
+
 /* The deadlines of this run, in which those of the options may have been stretched. */
 int cluster_operation_ms(const struct cluster_rank *self);
 int cluster_step_ms(const struct cluster_rank *self);
+
+/* How long to wait for what must come. */
+int cluster_patience_ms(const struct cluster_rank *self);
 
 /* Gives others time for what cannot be seen from here; as much longer as the deadlines are. */
 void cluster_pause_ms(const struct cluster_rank *self, int ms);

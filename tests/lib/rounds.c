@@ -43,14 +43,17 @@ void rounds_wait_sent(const struct exchange_case *c)
 
 static void expect_good(struct cluster_rank *self, struct party *p, muster_status status)
 {
-    expect(status == MUSTER_OK, "%s: exchange gave %s: %s %s", p->world->c.name, muster_status_name(status),
-           muster_last_error(), p->why);
+    expectation(status)(status == MUSTER_OK, "%s: exchange gave %s: %s %s", p->world->c.name,
+                        muster_status_name(status), muster_last_error(), p->why);
     muster_verdict verdict = cluster_verdict(self);
-    expect(verdict.status == MUSTER_OK, "%s: verdict %s, reason %d", p->world->c.name,
-           muster_status_name(verdict.status), (int)verdict.reason);
-    for (int r = 0; r < p->world->ranks; r++)
+    expectation(verdict.status)(verdict.status == MUSTER_OK, "%s: verdict %s, reason %d", p->world->c.name,
+                                muster_status_name(verdict.status), (int)verdict.reason);
+    for (int r = 0; r < p->world->ranks; r++) {
+        expect_in_time(p->world->c.masked || !p->world->in[r].active || mask_has(verdict.mask, r),
+                       "rank %d was expelled", r);
         expect(p->world->c.masked || mask_has(verdict.mask, r) == p->world->in[r].active,
                "verdict's mask is wrong at rank %d", r);
+    }
     expect(party_right(p), "%s", p->why);
     party_close(p);
 }

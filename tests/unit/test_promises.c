@@ -679,9 +679,10 @@ static muster_ep *come_back(struct cluster_rank *self, muster_ep *ep, uint32_t i
     muster_view view;
     cluster_barrier(self); /* asleep until the others have a view without it */
     muster_status status = MUSTER_OK;
-    for (struct pace pace = pace_begin(); status == MUSTER_OK && pace_wall_ms(&pace) < PACE_PATIENCE_MS;
+    for (struct pace pace = pace_begin(); status == MUSTER_OK && pace_wall_ms(&pace) < cluster_patience_ms(self);
          cluster_sleep_ms(1))
         status = muster_group_view(self->group, &view);
+    expect_in_time(status != MUSTER_OK, "nobody has expelled this rank");
     expect(status == MUSTER_ERR_EVICTED || status == MUSTER_ERR_STORE, "the expelled rank's group says %s",
            muster_status_name(status));
     expect(muster_last_error()[0], "no word about the eviction");
