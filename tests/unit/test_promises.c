@@ -105,7 +105,7 @@ static void outwait(struct cluster_rank *self, muster_ep *ep)
         status = party_exchange(p, ep);
     }
     int ms = pace_ms(&pace);
-    expect(failed(status), "an exchange with a stalled rank gave %s", muster_status_name(status));
+    expectation(status)(failed(status), "an exchange with a stalled rank gave %s", muster_status_name(status));
     expect(ms < limit + SLACK_MS, "it took %d ms where %d were allowed", ms, limit);
     muster_reason reason = void_verdict(self).reason;
     ms = pace_wall_ms(&begun); /* from before the wait till after it */
@@ -376,7 +376,7 @@ static void finish_in_vain(struct cluster_rank *self, struct party *p, muster_ep
     else
         status =
             self->rank == 2 ? muster_ep_dispatch_receive(ep, &p->dispatch, backend_stream()) : party_dispatch(p, ep);
-    expect(failed(status), "an operation of the aborted epoch gave %s", muster_status_name(status));
+    expectation(status)(failed(status), "an operation of the aborted epoch gave %s", muster_status_name(status));
     if (!s->through_combine)
         expect(failed(party_combine(p, ep)), "a combine of the aborted epoch came to an end");
 }
