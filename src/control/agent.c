@@ -72,7 +72,7 @@ static muster_mask agent_waiting(muster_group *g)
 static void agent_note_expected(muster_group *g)
 {
     muster_mask expected = member_expected(&g->member);
-    bool founding = member_is_founding(&g->member);
+    bool founding = member_is_deserted(&g->member);
     if (mask_equal(expected, g->expected) && founding == g->founding) /* nobody else writes them */
         return;
     pthread_mutex_lock(&g->lock);
@@ -321,14 +321,25 @@ static void agent_view_event(muster_group *g, enum member_event_type type, bool 
     agent_event(g, (struct member_event){.type = type, .ok = ok, .view = &view, .revision = e->revision});
 }
 
+/* The store deletes what a process said when it has exited; what follows from its end may not wait for that. */
+static void agent_forget_rank(muster_group *g, int rank)
+{
+    pthread_mutex_lock(&g->lock);
+    group_drop_rank(g, rank);
+    pthread_cond_broadcast(&g->changed);
+    pthread_mutex_unlock(&g->lock);
+}
+
 static void agent_presence(muster_group *g, int rank, const struct store_event *e)
 {
     struct presence presence = {.incarnation = g->presence[rank]};
     if (!e->gone && wire_get_presence(e->value, e->value_bytes, &presence) != 0)
         return;
     g->presence[rank] = presence.incarnation;
-    if (e->gone)
+    if (e->gone) {
         trace_add(TRACE_DEATH, clock_ns(), 0, (uint64_t)rank);
+        agent_forget_rank(g, rank);
+    }
     agent_event(g, (struct member_event){
                        .type = MEMBER_PRESENCE, .rank = rank, .incarnation = presence.incarnation, .ok = !e->gone});
 }
@@ -346,12 +357,8 @@ static void agent_record(muster_group *g, int rank, const struct store_event *e)
     struct record record;
     if (e->gone || wire_get_record(e->value, e->value_bytes, &record) != 0)
         return;
-    if (record.state ==
-        RECORD_LEFT) { /* the store deletes it a moment later, but what follows from this may not wait */
-        pthread_mutex_lock(&g->lock);
-        group_drop_rank(g, rank);
-        pthread_mutex_unlock(&g->lock);
-    }
+    if (record.state == RECORD_LEFT)
+        agent_forget_rank(g, rank);
     agent_event(g, (struct member_event){.type = MEMBER_RECORD, .rank = rank, .record = &record});
 }
 

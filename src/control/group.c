@@ -175,7 +175,7 @@ static void group_init_member(muster_group *g)
     group_member_config(g, &member);
     member_init(&g->member, &member);
     g->expected = member_expected(&g->member);
-    g->founding = member_is_founding(&g->member);
+    g->founding = member_is_deserted(&g->member);
     atomic_store(&g->progress_said, MEMBER_NO_PROGRESS);
     atomic_store(&g->progress_counted, MEMBER_NO_PROGRESS);
 }

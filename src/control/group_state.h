@@ -103,7 +103,7 @@ struct muster_group {
     muster_mask expected; /* under lock; whose configuration counts: see member_expected() */
     bool
         founder; /* under lock; this rank's configuration was compared with all others', not with a group's that goes on */
-    bool founding; /* under lock; there is no group yet, or nobody is left of the last one */
+    bool founding; /* under lock; see member_is_deserted() */
     struct group_put *removals; /* under lock; of destroyed objects: see group_object_destroy() */
     uint32_t objects_before[MUSTER_MAX_RANKS]; /* under lock; objects that each rank had created when this one joined */
     struct group_child *children; /* under lock */

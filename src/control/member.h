@@ -143,12 +143,15 @@ const struct record *member_record(const struct member *m);
 /* At MEMBER_DO_BEGIN, the same at every member: the least and the most progress of those that have any; 0, 0 if none. */
 void member_progress(const struct member *m, uint64_t *least, uint64_t *most);
 
-/* M2, M31: there is no view, or every member of the one that there is has exited or left. */
-bool member_is_founding(const struct member *m);
+/*
+ * There is no view, or no member of the one that there is has its presence: a group will be founded (M2), as soon as the last
+ * of the members before has exited or left (M31).
+ */
+bool member_is_deserted(const struct member *m);
 
 /*
- * Whose configuration counts when a rank joins or creates something: every rank while the group is being founded,
- * otherwise the members that live, and this rank.
+ * Whose configuration counts when a rank joins or creates something: every rank if a group will be founded, otherwise the
+ * members that are present, and this rank.
  */
 muster_mask member_expected(const struct member *m);
 

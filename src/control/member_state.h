@@ -46,6 +46,7 @@ void member_resolve_swap(struct member *m, struct member_actions *actions);
 /* ---- member_view.c: found or propose, acknowledge, fence, commit ---- */
 
 muster_mask member_joining(const struct member *m);
+bool member_is_founding(const struct member *m);
 void member_found(struct member *m, struct member_actions *actions);
 void member_propose(struct member *m, muster_mask out, struct member_actions *actions);
 void member_prepare(struct member *m, struct member_actions *actions);

@@ -71,11 +71,22 @@ void member_found(struct member *m, struct member_actions *actions)
     member_swap(m, &first, actions);
 }
 
+/* Who has come after a presence had ended heard of no end, and of no presence either. */
+static bool member_is_present(const struct member *m, int r)
+{
+    return m->present[r] == m->view.incarnation[r] && !member_is_dead(m, r);
+}
+
+bool member_is_deserted(const struct member *m)
+{
+    return m->view.phase == VIEW_NONE || mask_empty(member_which(m, member_is_present));
+}
+
 muster_mask member_expected(const struct member *m)
 {
-    if (member_is_founding(m))
+    if (member_is_deserted(m))
         return mask_first(m->config.ranks);
-    return mask_with(mask_minus(m->view.mask, member_which(m, member_is_dead)), m->config.rank);
+    return mask_with(member_which(m, member_is_present), m->config.rank);
 }
 
 /* M1: one more than the newest epoch, whatever became of that. M18: the expelled stay so until a view commits. */

@@ -255,6 +255,11 @@ static void line_cut(struct cluster_thread *t)
     t->line = -1;
 }
 
+void cluster_cut(struct cluster_rank *self)
+{
+    line_cut(&self->cluster->thread[self->rank]);
+}
+
 void cluster_fence(struct cluster *cluster, int rank, uint32_t incarnation)
 {
     store_server_fence(cluster->server, rank, incarnation);

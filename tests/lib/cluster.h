@@ -92,6 +92,9 @@ __attribute__((noreturn)) void cluster_die(struct cluster_rank *self);
 /* The same for a rank that comes back: destroys the group, so that cluster_join() can follow. */
 void cluster_part(struct cluster_rank *self);
 
+/* The rank's connection closes, and it does not count as exited before cluster_fence(). */
+void cluster_cut(struct cluster_rank *self);
+
 /* Lets (rank, incarnation) count as exited, for a suspect whose thread is known to stand still. */
 void cluster_fence(struct cluster *cluster, int rank, uint32_t incarnation);
 

@@ -138,6 +138,37 @@ static void a_newcomer_does_not_wait_for_the_dead(void **state)
     assert_true(cluster_run(&o, one_comes_while_another_is_gone, NULL));
 }
 
+/* The last process of a group takes long to exit, and the next group has another configuration. */
+static void the_last_one_exits_slowly(struct cluster_rank *self)
+{
+    muster_group_config next = cluster_config(self);
+    next.memory_bytes += 4096;
+    join(self);
+    cluster_barrier(self);
+    if (self->rank == 0)
+        cluster_part(self);
+    cluster_barrier(self);
+    if (self->rank == 1) {
+        cluster_cut(self);
+        cluster_part(self);
+    }
+    cluster_barrier(self);
+    if (self->rank == 1) {
+        cluster_sleep_ms(2500); /* longer than a difference with living members is put up with */
+        cluster_fence(self->cluster, 1, self->incarnation);
+    }
+    expect_status(cluster_join(self, &next), MUSTER_OK, "muster_group_create");
+    expect(view_of(self).active == 2, "a group of %d", view_of(self).active);
+    cluster_barrier(self);
+}
+
+static void who_is_about_to_exit_is_not_compared(void **state)
+{
+    (void)state;
+    struct cluster_options o = options(2, 1);
+    assert_true(cluster_run(&o, the_last_one_exits_slowly, NULL));
+}
+
 /* ---- objects ---- */
 
 static muster_status create(struct cluster_rank *self, muster_ep **ep)
@@ -517,6 +548,7 @@ int main(void)
         cmocka_unit_test(programs_of_a_script_follow_each_other),
         cmocka_unit_test(configurations_of_processes_that_have_gone_do_not_count),
         cmocka_unit_test(a_newcomer_does_not_wait_for_the_dead),
+        cmocka_unit_test(who_is_about_to_exit_is_not_compared),
         cmocka_unit_test(a_newcomer_with_another_history_is_told),
         cmocka_unit_test(a_newcomer_with_the_same_history_takes_part),
         cmocka_unit_test(objects_come_and_go),

@@ -383,11 +383,36 @@ static void m31_whose_configuration_counts(void **state)
 {
     (void)state;
     starts_after(VIEW_COMMITTED);
+    tell_presence(1, 1, true);
+    tell_presence(2, 1, true);
     assert_true(mask_equal(member_expected(&bench.m), ranks(7)));
     tell_presence(1, 1, false); /* dead, and not yet left out: nobody waits for what it might say */
     assert_true(mask_equal(member_expected(&bench.m), ranks(5)));
+    assert_false(member_is_deserted(&bench.m));
+    tell_presence(2, 1, false); /* the last of them is about to exit: all will come, and found a group anew */
+    assert_true(member_is_deserted(&bench.m));
+    assert_true(mask_equal(member_expected(&bench.m), ranks(7)));
     tell_fenced(1, 1);
     tell_fenced(2, 1);
+    assert_true(mask_equal(member_expected(&bench.m), ranks(7)));
+}
+
+/* Rank 2 comes when the presences of others have ended, of which it hears nothing. */
+static void m31_who_was_never_seen_does_not_count(void **state)
+{
+    (void)state;
+    struct member_config config = usual;
+    config.rank = 2;
+    config.incarnation = 2;
+    member_init(&bench.m, &config);
+    bench.now_ns = MS;
+    bench.revision = 0;
+    bench.view = (struct view){.epoch = 1, .phase = VIEW_COMMITTED, .mask = ranks(3), .incarnation = {1, 1}};
+    tell_view();
+    tell_presence(1, 1, true);
+    assert_true(mask_equal(member_expected(&bench.m), ranks(6)));
+    tell_presence(1, 1, false);
+    assert_true(member_is_deserted(&bench.m));
     assert_true(mask_equal(member_expected(&bench.m), ranks(7)));
 }
 
@@ -1201,6 +1226,7 @@ int main(void)
         cmocka_unit_test(m31_not_while_a_member_has_not_exited),
         cmocka_unit_test(m31_names_the_missing),
         cmocka_unit_test(m31_whose_configuration_counts),
+        cmocka_unit_test(m31_who_was_never_seen_does_not_count),
         cmocka_unit_test(m32_the_least_and_the_most_of_the_members),
         cmocka_unit_test(m32_said_once_for_an_epoch),
         cmocka_unit_test(m32_nobody_has_come_anywhere),
