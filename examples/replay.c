@@ -182,6 +182,8 @@ static int serve(struct work *w, uint64_t passes)
         muster_verdict verdict;
         if (muster_group_wait_ready(w->group, 60000000) != MUSTER_OK || muster_group_view(w->group, &view) != MUSTER_OK)
             return fail("waiting for a view");
+        if (!view.ready)
+            continue; /* another one has come since: how far all are is told when it is ready */
         if (view.epoch != epoch) {
             good = view.progress_least; /* what others have yet to do is done again here as well */
             printf("epoch %u: %d ranks are here, %llu good passes so far\n", view.epoch, view.active,

@@ -158,6 +158,8 @@ int main(int argc, char **argv)
         muster_view view;
         if (muster_group_wait_ready(w.group, 60000000) != MUSTER_OK || muster_group_view(w.group, &view) != MUSTER_OK)
             return fail();
+        if (!view.ready)
+            continue; /* another one has come since: how far all are is told when it is ready */
         if (view.epoch != epoch) {
             batch = view.progress_least; /* what others have yet to do is done again here as well */
             printf("epoch %u: %d ranks are here, %llu good steps so far\n", view.epoch, view.active,

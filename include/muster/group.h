@@ -35,8 +35,9 @@ typedef struct muster_view {
     muster_mask mask;
     uint32_t incarnation[MUSTER_MAX_RANKS]; /* of each rank, counted from 1; 0 = never seen */
     /*
-     * When it is ready: the least and the most of what its members have done, as each has said with
-     * muster_group_set_progress(), or in good steps. A step may be good here and void there; so whoever is ahead of the
+     * When it is ready, and 0 before: the least and the most of what its members have done, as each has said with
+     * muster_group_set_progress(), or in good steps. So look at `ready` first: after muster_group_wait_ready() the next view may
+     * have been installed already. A step may be good here and void there; so whoever is ahead of the
      * least goes back to it, and all work on the same again. The same on all members. A newcomer that has said nothing does
      * not count; 0 and 0 where nobody does.
      */
@@ -225,9 +226,9 @@ MUSTER_API muster_status muster_group_abort(muster_group *group);
 
 /*
  * Opens a step on this rank. A step is good or void as a whole: one in which a call was refused (ARGUMENT, UNSUPPORTED,
- * ORDER) is void too, with MUSTER_REASON_ARGUMENT. Every active rank opens the same steps in the same order. Does not block. `stream` must be NULL on the CPU backend. Where no step can be good now (a view is being
- * agreed, an unread verdict) the step opens void and says so in its verdict; use muster_group_wait_ready() to wait
- * instead.
+ * ORDER) is void too, with MUSTER_REASON_ARGUMENT. Every active rank opens the same steps in the same order. Does not
+ * block. `stream` must be NULL on the CPU backend. Where no step can be good now (a view is being agreed, an unread
+ * verdict) the step opens void and says so in its verdict; use muster_group_wait_ready() to wait instead.
  * CUDA: enqueued; the step takes the view that is in force when the stream comes to it. After an unread void verdict
  * the reason is that verdict's. Errors: ORDER (a step is open), the group's sticky error.
  */

@@ -19,6 +19,8 @@
  *     for (uint64_t batch = 0; batch < batches;) {
  *         if (muster_group_wait_ready(group, UINT64_MAX) || muster_group_view(group, &view)) // waits while one is agreed
  *             return fprintf(stderr, "%s\n", muster_last_error()), 1; // the group has ended for this rank
+ *         if (!view.ready)
+ *             continue; // another one has come since: how far all are is told when it is ready
  *         if (view.epoch != epoch)
  *             batch = view.progress_least; // where the slowest rank is: a step may be good here and void there
  *         epoch = view.epoch;

@@ -89,6 +89,8 @@ static int run_batches(muster_group *group, muster_ep *ep, uint64_t batches, use
     for (uint64_t batch = 0; batch < batches;) {
         if (muster_group_wait_ready(group, 60000000) != MUSTER_OK || muster_group_view(group, &view) != MUSTER_OK)
             return fail("waiting for a view");
+        if (!view.ready)
+            continue;
         if (view.epoch != epoch) {
             batch = view.progress_least;
             printf("epoch %u: %d ranks, batch %llu\n", view.epoch, view.active, (unsigned long long)batch);
