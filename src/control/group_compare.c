@@ -227,7 +227,8 @@ static muster_status compare_explain_without(const muster_group *g, const char *
     }
     return error_set(MUSTER_ERR_MISMATCH,
                      "%s: rank %d created and destroyed it before this rank joined, and has %s now; a rank that joins "
-                     "must have the same objects at the same places: let it create and destroy what the others did",
+                     "must have the same objects at the same places, and the place of one that was destroyed is not "
+                     "used again: exchanges that newcomers create must be kept",
                      object, rank, held);
 }
 

@@ -101,8 +101,7 @@ struct muster_group {
     struct group_mail mail; /* under lock */
     struct group_field_set *fields; /* under lock */
     muster_mask expected; /* under lock; whose configuration counts: see member_expected() */
-    bool
-        founder; /* under lock; this rank's configuration was compared with all others', not with a group's that goes on */
+    bool founder; /* under lock; its configuration was compared with all others', not with a group's that goes on */
     bool founding; /* under lock; see member_is_deserted() */
     struct group_put *removals; /* under lock; of destroyed objects: see group_object_destroy() */
     uint32_t objects_before[MUSTER_MAX_RANKS]; /* under lock; objects that each rank had created when this one joined */
@@ -135,8 +134,7 @@ struct muster_group {
     uint64_t pause_end_ns; /* when the last such pause was over; 0: there was none */
     bool stopped;
     bool departed; /* it has told the store that this rank leaves; read by the caller when the agent has ended */
-    muster_status
-        unmapped; /* why memory of the view that is prepared could not be mapped; MUSTER_OK: all could so far */
+    muster_status unmapped; /* why memory for the view being prepared could not be mapped; MUSTER_OK: it could so far */
     char unmapped_text[512];
 
     /* The caller's own. */

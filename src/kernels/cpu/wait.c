@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * A wait has three exits (X1): the flags came, even if the live epoch has moved since; it moved; the deadline passed. It spins for a moment, since
- * a flag is normally a microsecond away, and then gives its core away, since with more ranks than cores the peer that
- * is waited for may need this very core.
+ * A wait has three exits (X1): the flags came, also if the live epoch has moved since; the live epoch moved; the deadline
+ * passed. It spins for a moment, since a flag is normally a microsecond away. Then it gives its core away, since with more
+ * ranks than cores the peer that is waited for may need this very core.
  */
 #include "kernels/cpu/wait.h"
 
