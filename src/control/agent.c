@@ -44,9 +44,11 @@ static void agent_note_pause(muster_group *g, uint64_t pause_ns, uint64_t now_ns
     if (pause_ns <= AGENT_PAUSE_NS)
         return;
     log_line(LOG_LEVEL_INFO, "this process did not run for %llu ms", (unsigned long long)pause_ns / 1000000);
-    g->paused_ns += pause_ns;
-    watchdog_restart(&g->watchdog, now_ns);
-    if (g->device || pause_ns > atomic_load(&g->control.operation_timeout_ns) / 2)
+    bool is_long = pause_ns > atomic_load(&g->control.operation_timeout_ns) / 2;
+    g->paused_ns = pause_ns > g->paused_ns ? pause_ns : g->paused_ns;
+    if (is_long)
+        watchdog_restart(&g->watchdog, now_ns);
+    if (g->device || is_long)
         g->pause_end_ns = now_ns;
 }
 

@@ -270,6 +270,13 @@ static muster_status compare_refuse(muster_group *g, const struct comparison *c,
     return status;
 }
 
+/* Before this rank has joined nobody waits for it: whoever is still there may have much to do before it leaves. */
+static uint64_t compare_patience_us(const muster_group *g, const struct comparison *c)
+{
+    uint64_t longer_us = c->number == UINT32_MAX ? g->config.start_timeout_us / 4 : 0;
+    return longer_us > COMPARE_PATIENCE_US ? longer_us : COMPARE_PATIENCE_US;
+}
+
 /*
  * Waits, at most the start timeout, until all that count have spoken. Who comes before the last of an earlier group have gone
  * (the next program of a script, say) finds them different; so they have a moment to leave before that is an error.
@@ -286,7 +293,7 @@ static muster_status compare_wait(muster_group *g, const struct comparison *c)
         if (status == MUSTER_ERR_MISMATCH && !older)
             return compare_refuse(g, c, status);
         if (status == MUSTER_ERR_MISMATCH && !differed)
-            difference = group_deadline(COMPARE_PATIENCE_US);
+            difference = group_deadline(compare_patience_us(g, c));
         differed = status == MUSTER_ERR_MISMATCH;
         if (!group_wait_change(g, differed ? &difference : &silence))
             return differed ? status : compare_timed_out(g, c->object);

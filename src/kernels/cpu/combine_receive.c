@@ -109,8 +109,12 @@ void combine_receive(void *exchange, const struct kernel_step *step, const struc
     fault_here(FAULT_COMBINE_WAITED);
     if (x->shape.flat && !accept_places(x, step))
         return;
-    for (int32_t t = 0; t < x->plan.tokens; t++)
+    uint64_t ended_ns = 0;
+    for (int32_t t = 0; t < x->plan.tokens; t++) {
+        if (t % x->chunk == 0 && !wait_may_finish(step, MUSTER_PHASE_COMBINE, &ended_ns))
+            return;
         add_token(x, step, args, t);
+    }
     if (results_stayed(x, step, args->stamp))
         fault_here(FAULT_COMBINE_DONE);
 }

@@ -163,7 +163,10 @@ static void count_rows(const struct receiving *r, int rank)
 
 static bool receive_by_rank(const struct receiving *r)
 {
+    uint64_t ended_ns = 0;
     for (int rank = 0; rank < r->step->ranks; rank++) {
+        if (!wait_may_finish(r->step, MUSTER_PHASE_DISPATCH, &ended_ns))
+            return false;
         size_t rows = (size_t)r->x->received.rows[rank];
         count_rows(r, rank);
         if (rank == r->step->rank && r->args->own)
@@ -291,12 +294,16 @@ static void pad_sources(const struct receiving *r)
 
 static bool receive_expert_major(const struct receiving *r)
 {
+    uint64_t ended_ns = 0;
     if (!accept_plans(r))
         return false;
     lay_out(r);
-    for (int rank = 0; rank < r->step->ranks; rank++)
+    for (int rank = 0; rank < r->step->ranks; rank++) {
+        if (!wait_may_finish(r->step, MUSTER_PHASE_DISPATCH, &ended_ns))
+            return false;
         for (int32_t j = 0; j < r->x->received.rows[rank]; j++)
             fan_out_row(r, rank, j);
+    }
     if (r->args->pad_ids && r->args->source)
         pad_sources(r);
     return true;

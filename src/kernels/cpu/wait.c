@@ -15,6 +15,7 @@ enum {
     LONGEST_SLEEP_NS = 100000,
     PAUSE_NS = 50000000, /* from one look to the next: more is no wait for a core, but a process that did not run */
     MAX_FRESH_STARTS = 8,
+    FINISH_NS = 100000000, /* a fifth of the shortest time in which an acknowledgement must come */
 };
 
 /* A wait that did not end at its first look. */
@@ -71,6 +72,16 @@ bool wait_epoch_lives(const struct kernel_step *step, muster_phase phase)
         return true;
     wait_fail(step, MUSTER_REASON_EPOCH, phase, -1);
     return false;
+}
+
+bool wait_may_finish(const struct kernel_step *step, muster_phase phase, uint64_t *ended_ns)
+{
+    if (atomic_load_explicit(&step->control->live_epoch, memory_order_acquire) == step->epoch)
+        return true;
+    uint64_t now_ns = wait_clock_ns();
+    if (*ended_ns == 0)
+        *ended_ns = now_ns;
+    return now_ns - *ended_ns < FINISH_NS || wait_epoch_lives(step, phase);
 }
 
 static uint64_t wait_step_word(const struct wait *w, int peer)
