@@ -606,6 +606,25 @@ static void waits_end_with_the_epoch(void **state)
     world_close(w);
 }
 
+/* X1, M11: what has come is finished although the epoch has ended, but not for long. */
+static void what_has_come_is_finished_for_a_moment(void **state)
+{
+    (void)state;
+    struct world *w = world_open(&expert_major);
+    const struct kernel_step *step = &w->rank[0].step;
+    uint64_t ended_ns = 0;
+    assert_true(wait_may_finish(step, MUSTER_PHASE_COMBINE, &ended_ns));
+    pace_sleep_ms(150);
+    assert_true(wait_may_finish(step, MUSTER_PHASE_COMBINE, &ended_ns));
+    atomic_store(&w->rank[0].control.live_epoch, EPOCH + 1);
+    assert_true(wait_may_finish(step, MUSTER_PHASE_COMBINE, &ended_ns));
+    assert_int_equal(atomic_load(&w->rank[0].control.failure), 0);
+    pace_sleep_ms(150);
+    assert_false(wait_may_finish(step, MUSTER_PHASE_COMBINE, &ended_ns));
+    assert_failure(&w->rank[0], MUSTER_REASON_EPOCH, MUSTER_PHASE_COMBINE, -1);
+    world_close(w);
+}
+
 /* X2: a peer inside the step gets the operation's deadline; one that has not come to it gets the step's. */
 static void waits_end_at_the_deadline(void **state)
 {
@@ -801,6 +820,7 @@ int main(void)
         cmocka_unit_test(plans_are_copied_before_they_are_checked),
         cmocka_unit_test(waits_publish_whom_they_wait_for),
         cmocka_unit_test(waits_end_with_the_epoch),
+        cmocka_unit_test(what_has_come_is_finished_for_a_moment),
         cmocka_unit_test(waits_end_at_the_deadline),
         cmocka_unit_test(late_ranks_have_their_time),
         cmocka_unit_test(refusals_are_seen_at_once),
