@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "core/config.h"
+#include "core/number.h"
 #include "kernels/runtime.h"
 #include "muster/status.h"
 #include "tool.h"
@@ -90,7 +91,8 @@ static void read_setting(enum config_key key, struct setting_value *v)
     if (!is_number(v->setting) || !config_given(key))
         return;
     snprintf(v->text, sizeof v->text, "%llu", (unsigned long long)config_number(key));
-    if (strtoull(v->value, NULL, 10) == config_number(key) && *v->value != '-')
+    uint64_t number;
+    if (number_parse(v->value, v->setting->minimum, v->setting->maximum, &number))
         v->value = v->text;
     else {
         v->value = v->setting->initial;

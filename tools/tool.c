@@ -1,15 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tool.h"
 
-#include <errno.h>
-#include <stdlib.h>
+#include "core/number.h"
 
 uint64_t tool_number(struct argp_state *state, const char *option, const char *text, uint64_t minimum, uint64_t maximum)
 {
-    char *end;
-    errno = 0;
-    unsigned long long value = strtoull(text, &end, 10);
-    if (errno || end == text || *end || *text == '-' || value < minimum || value > maximum)
+    uint64_t value = 0;
+    if (!number_parse(text, minimum, maximum, &value))
         argp_error(state, "--%s is \"%s\"; it must be a number from %llu to %llu", option, text,
                    (unsigned long long)minimum, (unsigned long long)maximum);
     return value;

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "control/identity.h"
 
-#include <errno.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,6 +13,7 @@
 #include "control/sidecar.h"
 #include "core/config.h"
 #include "core/error.h"
+#include "core/number.h"
 
 enum { MAX_JOB_VARIABLES = 3 };
 
@@ -54,12 +54,10 @@ static const struct launcher launchers[LAUNCHERS] = {
 };
 
 /* False when the variable is there but is no number of at most `maximum`. */
-static bool number_parse(const char *text, int32_t maximum, int32_t *number)
+static bool read_number(const char *text, int32_t maximum, int32_t *number)
 {
-    char *end;
-    errno = 0;
-    long value = strtol(text, &end, 10);
-    if (errno || end == text || *end || value < 0 || value > maximum)
+    uint64_t value;
+    if (!number_parse(text, 0, (uint64_t)maximum, &value))
         return false;
     *number = (int32_t)value;
     return true;
@@ -76,7 +74,7 @@ static bool speaks(const struct launcher *l)
 static int32_t number_in(const char *variable)
 {
     int32_t number;
-    return number_parse(getenv(variable), INT32_MAX, &number) ? number : -1;
+    return read_number(getenv(variable), INT32_MAX, &number) ? number : -1;
 }
 
 /*
@@ -148,7 +146,7 @@ static muster_status find_launcher(const muster_group_config *config, const stru
 static muster_status take_number(const char *variable, int32_t maximum, int32_t *number)
 {
     const char *text = getenv(variable);
-    if (number_parse(text, maximum, number))
+    if (read_number(text, maximum, number))
         return MUSTER_OK;
     return error_set(MUSTER_ERR_ARGUMENT, "%s=\"%s\" is not a number from 0 to %d", variable, text, maximum);
 }
@@ -184,11 +182,11 @@ static muster_status check_single_host(const struct launcher *from, int32_t rank
     const char *local = from->local_ranks ? getenv(from->local_ranks) : NULL;
     const char *nodes = from->nodes ? getenv(from->nodes) : NULL;
     int32_t number;
-    if (local && number_parse(local, INT32_MAX, &number) && number < ranks)
+    if (local && read_number(local, INT32_MAX, &number) && number < ranks)
         return error_set(MUSTER_ERR_UNSUPPORTED,
                          "%s has put %d of %d ranks on this host; all ranks must be on one host", from->name, number,
                          ranks);
-    if (nodes && number_parse(nodes, INT32_MAX, &number) && number > 1)
+    if (nodes && read_number(nodes, INT32_MAX, &number) && number > 1)
         return error_set(MUSTER_ERR_UNSUPPORTED, "%s has spread the ranks over %d hosts; all ranks must be on one host",
                          from->name, number);
     return MUSTER_OK;

@@ -11,6 +11,7 @@
 #include "control/store_client.h"
 #include "core/clock.h"
 #include "core/error.h"
+#include "core/number.h"
 
 enum { ALTERNATIVE_BYTES = 128 };
 
@@ -39,10 +40,8 @@ static bool is_store_socket(int fd)
 
 static muster_status open_inherited(struct embedded *e, struct opening *o)
 {
-    char *end;
-    errno = 0;
-    long fd = strtol(o->where + strlen("fd:"), &end, 10);
-    if (errno || *end || end == o->where + strlen("fd:") || fd < 0 || fd > INT32_MAX)
+    uint64_t fd;
+    if (!number_parse(o->where + strlen("fd:"), 0, INT32_MAX, &fd))
         return error_set(MUSTER_ERR_ARGUMENT, "store \"%s\": a descriptor number must follow \"fd:\"", o->where);
     if (!is_store_socket((int)fd)) {
         o->unreachable = true;

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "core/config.h"
 
-#include <errno.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "core/log.h"
+#include "core/number.h"
 #include "core/stamp.h"
 
 extern char **environ;
@@ -63,29 +63,18 @@ const char *config_text(enum config_key key, const char **source)
     return value ? value : settings[key].initial;
 }
 
-static bool config_parse(const struct config_setting *setting, const char *text, uint64_t *number)
-{
-    char *end;
-    errno = 0;
-    unsigned long long value = strtoull(text, &end, 10);
-    if (errno || end == text || *end || *text == '-' || value < setting->minimum || value > setting->maximum)
-        return false;
-    *number = value;
-    return true;
-}
-
 uint64_t config_number(enum config_key key)
 {
     static _Atomic bool warned[CONFIG_KEYS];
     const struct config_setting *setting = &settings[key];
     const char *text = getenv(setting->name);
     uint64_t number = 0;
-    if (text && config_parse(setting, text, &number))
+    if (text && number_parse(text, setting->minimum, setting->maximum, &number))
         return number;
     if (text && !atomic_exchange(&warned[key], true))
         log_line(LOG_LEVEL_WARN, "%s=\"%s\" is not a number from %llu to %llu; using \"%s\"", setting->name, text,
                  (unsigned long long)setting->minimum, (unsigned long long)setting->maximum, setting->initial);
-    config_parse(setting, setting->initial, &number);
+    number_parse(setting->initial, setting->minimum, setting->maximum, &number);
     return number;
 }
 
