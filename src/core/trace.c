@@ -2,6 +2,7 @@
 #include "core/trace.h"
 
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <string.h>
 
 enum { TRACE_RECORDS = 1 << 15 };
@@ -51,19 +52,22 @@ void trace_add(enum trace_kind kind, uint64_t start_ns, uint64_t duration_ns, ui
     atomic_store_explicit(&record->sequence, index + 1, memory_order_release);
 }
 
-static void trace_write_record(FILE *out, int rank, uint64_t kind, double start_us, double duration_us,
+/* Microseconds, with a point in every locale: the program may have set one whose numbers have a comma. */
+static void trace_write_time(FILE *out, const char *name, uint64_t ns)
+{
+    fprintf(out, ",\"%s\":%llu.%03u", name, (unsigned long long)(ns / 1000), (unsigned)(ns % 1000));
+}
+
+static void trace_write_record(FILE *out, int rank, uint64_t kind, uint64_t start_ns, uint64_t duration_ns,
                                uint64_t argument)
 {
-    if (kind >= TRACE_SUSPECTED)
-        fprintf(
-            out,
-            "{\"name\":\"%s\",\"ph\":\"i\",\"s\":\"p\",\"pid\":%d,\"tid\":0,\"ts\":%.3f,\"args\":{\"value\":%llu}},\n",
-            trace_names[kind], rank, start_us, (unsigned long long)argument);
-    else
-        fprintf(
-            out,
-            "{\"name\":\"%s\",\"ph\":\"X\",\"pid\":%d,\"tid\":0,\"ts\":%.3f,\"dur\":%.3f,\"args\":{\"value\":%llu}},\n",
-            trace_names[kind], rank, start_us, duration_us, (unsigned long long)argument);
+    bool instant = kind >= TRACE_SUSPECTED;
+    const char *type = instant ? "\"i\",\"s\":\"p\"" : "\"X\"";
+    fprintf(out, "{\"name\":\"%s\",\"ph\":%s,\"pid\":%d,\"tid\":0", trace_names[kind], type, rank);
+    trace_write_time(out, "ts", start_ns);
+    if (!instant)
+        trace_write_time(out, "dur", duration_ns);
+    fprintf(out, ",\"args\":{\"value\":%llu}},\n", (unsigned long long)argument);
 }
 
 void trace_write(FILE *out, int rank)
@@ -75,10 +79,10 @@ void trace_write(FILE *out, int rank)
         if (atomic_load_explicit(&record->sequence, memory_order_acquire) != i + 1)
             continue;
         uint64_t kind = atomic_load(&record->kind);
-        double start_us = (double)atomic_load(&record->start_ns) / 1e3;
-        double duration_us = (double)atomic_load(&record->duration_ns) / 1e3;
+        uint64_t start_ns = atomic_load(&record->start_ns);
+        uint64_t duration_ns = atomic_load(&record->duration_ns);
         uint64_t argument = atomic_load(&record->argument);
         if (atomic_load_explicit(&record->sequence, memory_order_acquire) == i + 1 && kind < TRACE_KINDS)
-            trace_write_record(out, rank, kind, start_us, duration_us, argument);
+            trace_write_record(out, rank, kind, start_ns, duration_ns, argument);
     }
 }
