@@ -19,6 +19,7 @@
 #include "core/error.h"
 #include "core/fault.h"
 #include "core/log.h"
+#include "core/thread.h"
 #include "core/trace.h"
 
 enum {
@@ -734,9 +735,7 @@ muster_status agent_start(muster_group *g)
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    int failed = pthread_create(&g->thread, NULL, agent_main, g);
+    muster_status status = thread_start(&g->thread, agent_main, g, "the agent's thread");
     pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (failed)
-        return error_set(MUSTER_ERR_SYSTEM, "cannot start the agent's thread: %s", strerror(failed));
-    return MUSTER_OK;
+    return status;
 }

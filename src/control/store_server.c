@@ -16,6 +16,7 @@
 #include "core/error.h"
 #include "core/log.h"
 #include "core/mask.h"
+#include "core/thread.h"
 
 enum {
     EVENTS_PER_ROUND = 64,
@@ -397,9 +398,7 @@ static void *server_thread(void *argument)
 
 muster_status store_server_start_thread(struct store_server *server)
 {
-    int error = pthread_create(&server->thread, NULL, server_thread, server);
-    if (error)
-        return error_set(MUSTER_ERR_SYSTEM, "the store's thread cannot be started: %s", strerror(error));
-    server->threaded = true;
-    return MUSTER_OK;
+    muster_status status = thread_start(&server->thread, server_thread, server, "the store's thread");
+    server->threaded = status == MUSTER_OK;
+    return status;
 }
