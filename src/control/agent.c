@@ -693,12 +693,14 @@ static void agent_sleep(muster_group *g, uint64_t watch_ns)
     wake_ns = member_ns < wake_ns ? member_ns : wake_ns;
     uint64_t sleep_ns = wake_ns > now_ns ? wake_ns - now_ns : 0;
     struct timespec timeout = clock_timespec(sleep_ns);
-    struct pollfd fds[2] = {{.fd = g->wake_fd, .events = POLLIN},
+    struct pollfd fds[2] = {{.fd = g->deaf ? -1 : g->wake_fd, .events = POLLIN},
                             {.fd = g->stopped ? -1 : g->store->ops->fd(g->store), .events = POLLIN}};
     ppoll(fds, 2, &timeout, NULL);
     g->ran_ns = clock_ns();
     agent_note_pause(g, g->ran_ns - now_ns > sleep_ns ? g->ran_ns - now_ns - sleep_ns : 0, g->ran_ns);
     uint64_t count;
+    if (fds[0].revents & POLLNVAL)
+        g->deaf = true; /* the program has closed it; without this the agent would not sleep any more */
     if (fds[0].revents & POLLIN) {
         ssize_t ignored = read(g->wake_fd, &count, sizeof count);
         (void)ignored;

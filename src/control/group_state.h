@@ -133,6 +133,7 @@ struct muster_group {
     uint64_t paused_ns; /* how long it has just not run, until its member has been told */
     uint64_t pause_end_ns; /* when the last such pause was over; 0: there was none */
     bool stopped;
+    bool deaf; /* nothing wakes it but time */
     bool departed; /* it has told the store that this rank leaves; read by the caller when the agent has ended */
     muster_status unmapped; /* why memory for the view being prepared could not be mapped; MUSTER_OK: it could so far */
     char unmapped_text[512];

@@ -275,7 +275,9 @@ static bool embedded_read(struct embedded *e, struct store_event *event)
     if (socket_receive(e->fd, e->frame, sizeof e->frame, &message) != 0) {
         if (errno == ECONNRESET)
             return true;
-        if (errno != EAGAIN)
+        if (errno == EBADF || errno == ENOTSOCK)
+            embedded_lose(e, "this program has closed its descriptor (close_range, closefrom)");
+        else if (errno != EAGAIN)
             embedded_lose(e, strerror(errno));
         return false;
     }
