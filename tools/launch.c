@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "core/clock.h"
+#include "core/thread.h"
 #include "process.h"
 
 #define SECOND_NS UINT64_C(1000000000)
@@ -49,12 +50,16 @@ void launch_tell_losses(struct launch *launch)
     }
 }
 
-static void describe_end(int status, char *text, size_t bytes)
+/* Who is killed by the store is told why, or it would look like a kill from outside. */
+static void describe_end(const struct launch_rank *r, char *text, size_t bytes)
 {
-    if (WIFSIGNALED(status))
-        snprintf(text, bytes, "was killed by SIG%s", sigabbrev_np(WTERMSIG(status)));
+    uint32_t faulty = atomic_load(&r->faulty);
+    bool known = faulty && faulty == atomic_load(&r->arrived);
+    const char *comma = known ? ", " : "", *why = known ? atomic_load(&r->fault) : "";
+    if (WIFSIGNALED(r->status))
+        snprintf(text, bytes, "was killed by SIG%s%s%s", sigabbrev_np(WTERMSIG(r->status)), comma, why);
     else
-        snprintf(text, bytes, "exited with status %d", WEXITSTATUS(status));
+        snprintf(text, bytes, "exited with status %d%s%s", WEXITSTATUS(r->status), comma, why);
 }
 
 /* ---- ending ---- */
@@ -181,6 +186,30 @@ static pid_t start_process(struct launch *launch, int32_t rank)
     return pid;
 }
 
+/*
+ * A program that cannot be executed will not be executable the next time. Once a rank has finished, nobody new comes. Above
+ * these statuses are those of wrappers whose program was killed.
+ */
+static bool may_restart(const struct launch *launch, const struct launch_rank *r)
+{
+    bool hopeless = WIFEXITED(r->status) && (WEXITSTATUS(r->status) == 126 || WEXITSTATUS(r->status) == 127);
+    return r->starts <= launch->options.restarts && !launch->ending && !launch->finished && !hopeless;
+}
+
+/* A rank that is to come again may find that what has run short is there a little later. */
+static void start_failed(struct launch *launch, int32_t rank, int error)
+{
+    struct launch_rank *r = &launch->rank[rank];
+    char why[THREAD_TEXT_BYTES];
+    thread_explain(error, why);
+    bool again = r->starts > 1 && may_restart(launch, r);
+    say(launch, "rank %d cannot be started: %s%s", rank, why, again ? "; it is tried again" : "");
+    r->state = again ? RANK_WAITING : RANK_ENDED;
+    r->start_at_ns = clock_ns() + MAX_DELAY_NS;
+    if (!again)
+        count_failure(launch, r);
+}
+
 bool launch_start(struct launch *launch, int32_t rank)
 {
     struct launch_rank *r = &launch->rank[rank];
@@ -192,23 +221,11 @@ bool launch_start(struct launch *launch, int32_t rank)
         r->state = RANK_RUNNING;
         return true;
     }
-    say(launch, "rank %d cannot be started: %s", rank, strerror(errno));
-    r->state = RANK_ENDED;
-    count_failure(launch, r);
+    start_failed(launch, rank, errno);
     return false;
 }
 
 /* ---- what follows a death ---- */
-
-/*
- * A program that cannot be executed will not be executable the next time. Once a rank has finished, nobody new comes.
- * Above these statuses are those of wrappers whose program was killed.
- */
-static bool may_restart(const struct launch *launch, const struct launch_rank *r)
-{
-    bool hopeless = WIFEXITED(r->status) && (WEXITSTATUS(r->status) == 126 || WEXITSTATUS(r->status) == 127);
-    return r->starts <= launch->options.restarts && !launch->ending && !launch->finished && !hopeless;
-}
 
 static uint64_t restart_delay_ns(struct launch_rank *r)
 {
@@ -224,8 +241,8 @@ static uint64_t restart_delay_ns(struct launch_rank *r)
 static void rank_failed(struct launch *launch, int32_t rank)
 {
     struct launch_rank *r = &launch->rank[rank];
-    char end[64];
-    describe_end(r->status, end, sizeof end);
+    char end[160];
+    describe_end(r, end, sizeof end);
     if (may_restart(launch, r)) {
         r->state = RANK_WAITING;
         r->start_at_ns = clock_ns() + restart_delay_ns(r);
@@ -356,7 +373,7 @@ static void check_founding(struct launch *launch)
     if (gone < 0 || now_ns < launch->hopeless_ns + LAST_WORDS_NS)
         return;
     char end[64];
-    describe_end(launch->rank[gone].status, end, sizeof end);
+    describe_end(&launch->rank[gone], end, sizeof end);
     say(launch, "rank %d %s before the group was formed, which needs every rank: ending the job", gone, end);
     launch_end(launch, SIGTERM, status_of_end(launch->rank[gone].status));
 }
@@ -409,6 +426,17 @@ static void earlier(uint64_t *first_ns, uint64_t other_ns)
 {
     if (other_ns < *first_ns)
         *first_ns = other_ns;
+}
+
+void launch_was_paused(struct launch *launch, uint64_t pause_ns)
+{
+    for (int i = 0; i < launch->options.ranks; i++)
+        if (launch->rank[i].state == RANK_RUNNING)
+            launch->rank[i].started_ns += pause_ns;
+    if (launch->ask_at_ns)
+        launch->ask_at_ns += pause_ns;
+    if (launch->ending)
+        launch->kill_at_ns += pause_ns;
 }
 
 int launch_wait_ms(const struct launch *launch)

@@ -45,6 +45,8 @@ struct launch_rank {
     int status; /* of its last process, as wait() gives it */
     uint32_t arrived_before; /* incarnation that had arrived when the process was started */
     _Atomic uint32_t arrived; /* the newest that has; the store's thread writes it */
+    _Atomic(const char *) fault; /* why the store kills an incarnation whose process goes on; likewise */
+    _Atomic uint32_t faulty; /* that incarnation; written behind its fault */
     struct relay_source source[LAUNCH_STREAMS];
 };
 
@@ -57,6 +59,7 @@ struct launch {
     struct relay_sink sink[LAUNCH_STREAMS];
     struct launch_rank rank[MUSTER_MAX_RANKS];
 
+    uint64_t turned_ns; /* when the loop last came round */
     bool ending; /* the ranks have been asked to exit, or will be at ask_at_ns */
     uint64_t ask_at_ns; /* 0: they have been asked */
     uint64_t kill_at_ns; /* while ending */
@@ -83,6 +86,9 @@ void launch_signal(struct launch *launch, int signal);
 
 /* Notes who has exited. */
 void launch_reap(struct launch *launch);
+
+/* The launcher did not run for about that long, and the ranks perhaps neither: no deadline counts that time. */
+void launch_was_paused(struct launch *launch, uint64_t pause_ns);
 
 /* Does what its time has come for: kills, new starts, late ranks. And when that is next. */
 void launch_check(struct launch *launch);

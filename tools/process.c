@@ -176,12 +176,25 @@ static int kill_children(void)
     return count;
 }
 
-void process_sweep(uint64_t timeout_ns)
+/* How many there were to reap. */
+static int reap_children(void)
+{
+    int count = 0;
+    while (waitpid(-1, NULL, WNOHANG) > 0)
+        count++;
+    return count;
+}
+
+int process_sweep(uint64_t timeout_ns)
 {
     uint64_t deadline_ns = clock_ns() + timeout_ns;
+    siginfo_t info;
+    int count = 0;
+    reap_children(); /* these have ended by themselves */
     while (kill_children() > 0 && clock_ns() < deadline_ns) {
         poll(NULL, 0, SWEEP_STEP_MS);
-        while (waitpid(-1, NULL, WNOHANG) > 0) {
-        }
+        count += reap_children();
     }
+    bool some_left = waitid(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT) == 0;
+    return some_left && !count ? -1 : count;
 }

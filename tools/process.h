@@ -44,8 +44,8 @@ void process_signal(pid_t pid, int signal);
 
 /*
  * What the ranks have left behind comes to us, who asked to inherit it: kills it all. Blocks until it has exited, at
- * most timeout_ns.
+ * most timeout_ns. Returns how many there were; -1: there are some, but the kernel does not tell which.
  */
-void process_sweep(uint64_t timeout_ns);
+int process_sweep(uint64_t timeout_ns);
 
 #endif

@@ -6,6 +6,7 @@
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/signalfd.h>
@@ -20,6 +21,7 @@
 
 #define SECOND_NS UINT64_C(1000000000)
 #define SWEEP_NS (2 * SECOND_NS)
+#define PAUSE_NS (SECOND_NS / 2) /* who comes later than this did not wait for a core, but did not run */
 
 enum { DEFAULT_RESTARTS = 10 };
 
@@ -100,6 +102,18 @@ static void take_signals(struct launch *launch)
         launch_signal(launch, (int)info.ssi_signo);
 }
 
+/*
+ * A launcher that was stopped, or a job that was paused as a whole, has not given the ranks their time: nobody has heard
+ * them. The whole turn counts as the pause: that is too much by what it was to wait.
+ */
+static void note_pause(struct launch *launch, uint64_t wait_ns)
+{
+    uint64_t now_ns = clock_ns(), turn_ns = now_ns - launch->turned_ns;
+    launch->turned_ns = now_ns;
+    if (turn_ns > wait_ns + PAUSE_NS)
+        launch_was_paused(launch, turn_ns);
+}
+
 static void wait_for_work(struct launch *launch)
 {
     struct pollfd fds[1 + LAUNCH_STREAMS + LAUNCH_STREAMS * MUSTER_MAX_RANKS];
@@ -111,7 +125,9 @@ static void wait_for_work(struct launch *launch)
         for (int s = 0; s < LAUNCH_STREAMS; s++)
             if (launch->rank[i].source[s].fd >= 0)
                 fds[count++] = relay_source_poll(&launch->rank[i].source[s]);
-    poll(fds, count, launch_wait_ms(launch));
+    int wait_ms = launch_wait_ms(launch);
+    poll(fds, count, wait_ms);
+    note_pause(launch, (uint64_t)wait_ms * 1000000);
 }
 
 static void relay_all(struct launch *launch)
@@ -136,6 +152,16 @@ static bool work_is_left(const struct launch *launch)
     return !relay_empty(&launch->sink[0]) || !relay_empty(&launch->sink[1]);
 }
 
+/* A program that goes on in the background is ended here, which must not look like its own doing. */
+static void sweep(void)
+{
+    int swept = process_sweep(SWEEP_NS);
+    if (swept > 0)
+        fprintf(stderr, "muster run: processes that ranks had left behind were killed: %d\n", swept);
+    if (swept < 0)
+        fputs("muster run: processes that ranks left behind go on: without /proc they cannot be found\n", stderr);
+}
+
 static int supervise(struct launch *launch)
 {
     for (int i = 0; i < launch->options.ranks && !launch->ending; i++)
@@ -150,18 +176,33 @@ static int supervise(struct launch *launch)
         if (launch_is_over(launch))
             break;
     }
-    process_sweep(SWEEP_NS);
+    sweep();
     return launch_status(launch);
 }
 
 /* ---- set-up ---- */
 
+/* NULL, or why a process that goes on is killed. One that is gone is fenced for the same reason for which it has gone. */
+static const char *fault_in(const struct launch *launch, int32_t rank, const char *what)
+{
+    if (strcmp(what, "has closed its connection") == 0)
+        return "since it closed its connection to the store without leaving its group";
+    if (strcmp(what, "is to be fenced") == 0 && store_server_present(launch->server, rank))
+        return "since the others waited too long for it";
+    return NULL;
+}
+
 /* On the store's thread. Any event of an incarnation means that it has arrived. */
 static void note_event(void *context, int32_t rank, uint32_t incarnation, const char *what)
 {
     struct launch *launch = context;
-    (void)what;
-    atomic_store(&launch->rank[rank].arrived, incarnation);
+    struct launch_rank *r = &launch->rank[rank];
+    atomic_store(&r->arrived, incarnation);
+    const char *fault = fault_in(launch, rank, what);
+    if (!fault)
+        return;
+    atomic_store(&r->fault, fault);
+    atomic_store(&r->faulty, incarnation);
 }
 
 static bool is_ignored(int signal)
@@ -230,6 +271,7 @@ static struct launch *launch_create(const struct launch_options *options)
     if (!launch)
         return NULL;
     launch->options = *options;
+    launch->turned_ns = clock_ns();
     for (int s = 0; s < LAUNCH_STREAMS; s++)
         relay_sink_open(&launch->sink[s], STDOUT_FILENO + s);
     for (int i = 0; i < MUSTER_MAX_RANKS; i++)

@@ -289,6 +289,26 @@ static void kill_process(const struct holder *h)
 }
 
 /*
+ * Whether a process that has closed its files is not about to exit, which closes them too: a flag of its stat, the seventh
+ * field behind the name. Only for what is told of it.
+ */
+static bool process_goes_on(pid_t pid)
+{
+    enum { EXITING = 4 };
+    char path[48], text[512];
+    unsigned flags = EXITING;
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+    FILE *file = fopen(path, "re");
+    if (!file)
+        return false;
+    size_t bytes = fread(text, 1, sizeof text - 1, file);
+    fclose(file);
+    text[bytes] = 0;
+    const char *name_end = strrchr(text, ')');
+    return name_end && sscanf(name_end + 1, " %*c %*d %*d %*d %*d %*d %u", &flags) == 1 && !(flags & EXITING);
+}
+
+/*
  * A closed connection ends the presence, but other threads of the process may still run and write: it is killed, and
  * counts as fenced when its pidfd says that it has exited.
  */
@@ -299,6 +319,8 @@ void ranks_disconnected(struct store_server *server, struct connection *c)
         return;
     h->connection = NULL;
     end_presence(server, c->rank);
+    if (process_goes_on(h->pid))
+        server_tell(server, c->rank, h->incarnation, "has closed its connection");
     kill_process(h);
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * Runs a program in which a system call is refused, as an old container's profile refuses those that it does not know.
- * without_call CALL EPERM|ENOSYS PROGRAM [ARGUMENT...]
+ * without_call CALL EPERM|ENOSYS|EAGAIN PROGRAM [ARGUMENT...]
  */
 #include <errno.h>
 #include <linux/filter.h>
@@ -23,7 +23,18 @@ static long call_number(const char *name)
         return SYS_pidfd_open;
     if (strcmp(name, "pidfd_send_signal") == 0)
         return SYS_pidfd_send_signal;
+    if (strcmp(name, "clone3") == 0)
+        return SYS_clone3;
     return -1;
+}
+
+static int error_number(const char *name)
+{
+    static const int known[] = {EPERM, ENOSYS, EAGAIN};
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (strcmp(name, strerrorname_np(known[i])) == 0)
+            return known[i];
+    return 0;
 }
 
 static int refuse_call(unsigned int number, unsigned int error)
@@ -43,10 +54,10 @@ static int refuse_call(unsigned int number, unsigned int error)
 int main(int argc, char **argv)
 {
     long number = argc > 3 ? call_number(argv[1]) : -1;
-    unsigned int error = argc > 3 && strcmp(argv[2], "EPERM") == 0 ? EPERM : ENOSYS;
-    if (number < 0)
-        return fprintf(stderr, "usage: without_call pidfd_open|pidfd_send_signal EPERM|ENOSYS PROGRAM...\n"), USAGE;
-    if (refuse_call((unsigned int)number, error) != 0) {
+    int error = argc > 3 ? error_number(argv[2]) : 0;
+    if (number < 0 || !error)
+        return fprintf(stderr, "usage: without_call CALL EPERM|ENOSYS|EAGAIN PROGRAM...\n"), USAGE;
+    if (refuse_call((unsigned int)number, (unsigned int)error) != 0) {
         perror("without_call: seccomp");
         return UNAVAILABLE;
     }
