@@ -372,7 +372,7 @@ static void check_founding(struct launch *launch)
         launch->hopeless_ns = gone < 0 ? 0 : now_ns;
     if (gone < 0 || now_ns < launch->hopeless_ns + LAST_WORDS_NS)
         return;
-    char end[64];
+    char end[160];
     describe_end(&launch->rank[gone], end, sizeof end);
     say(launch, "rank %d %s before the group was formed, which needs every rank: ending the job", gone, end);
     launch_end(launch, SIGTERM, status_of_end(launch->rank[gone].status));
