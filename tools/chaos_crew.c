@@ -14,6 +14,7 @@
 #include "core/clock.h"
 #include "core/config.h"
 #include "core/mask.h"
+#include "core/thread.h"
 #include "inherited.h"
 #include "muster/status.h"
 #include "process.h"
@@ -56,6 +57,7 @@ bool chaos_crew_fail_late(struct chaos_crew *crew, const char *what)
 
 static bool start_rank(struct chaos_crew *crew, int32_t rank)
 {
+    char why[THREAD_TEXT_BYTES];
     crew->wrong += atomic_load(&crew->board->seat[rank].wrong);
     chaos_seat_clear(&crew->board->seat[rank]);
     pid_t pid = process_start_rank(&(struct process_rank){.command = "chaos",
@@ -66,7 +68,7 @@ static bool start_rank(struct chaos_crew *crew, int32_t rank)
                                                           .ranks = crew->options->shape.ranks,
                                                           .err = crew->log_fd});
     if (pid < 0)
-        return chaos_crew_fail(crew, CHAOS_ERRED, "rank %d cannot be started: %s", rank, strerror(errno));
+        return chaos_crew_fail(crew, CHAOS_ERRED, "rank %d cannot be started: %s", rank, thread_explain(errno, why));
     crew->pid[rank] = pid;
     return true;
 }

@@ -157,7 +157,8 @@ static bool prepare(struct demo *d)
 {
     bool found = process_self(d->program);
     if (!found || read_model(d) != MUSTER_OK) {
-        fprintf(stderr, "muster demo: %s\n", found ? muster_last_error() : strerror(errno));
+        fprintf(stderr, "muster demo: %s%s\n", found ? "" : "/proc/self/exe, to start ranks of this tool: ",
+                found ? muster_last_error() : strerror(errno));
         return false;
     }
     choose_faults(&d->options, d->model.num_hidden_layers);

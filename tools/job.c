@@ -13,6 +13,7 @@
 
 #include "control/store_server.h"
 #include "core/clock.h"
+#include "core/thread.h"
 #include "inherited.h"
 #include "muster/status.h"
 #include "process.h"
@@ -302,7 +303,7 @@ static bool job_start(struct job *job)
                                          .lease_us = LEASE_US,
                                          .on_event = job_store_event,
                                          .context = job};
-    char text[200];
+    char text[200], why[THREAD_TEXT_BYTES];
     if (!inherited_make_room(job->plan.ranks, DESCRIPTORS_OF_A_RANK, text, sizeof text)) {
         fprintf(stderr, "muster: %s\n", text);
         return false;
@@ -313,7 +314,7 @@ static bool job_start(struct job *job)
     }
     for (int32_t r = 0; r < job->plan.ranks; r++)
         if (!job_start_rank(job, r)) {
-            fprintf(stderr, "muster: cannot start rank %d: %s\n", r, strerror(errno));
+            fprintf(stderr, "muster: cannot start rank %d: %s\n", r, thread_explain(errno, why));
             return false;
         }
     return true;

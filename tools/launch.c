@@ -201,9 +201,9 @@ static void start_failed(struct launch *launch, int32_t rank, int error)
 {
     struct launch_rank *r = &launch->rank[rank];
     char why[THREAD_TEXT_BYTES];
-    thread_explain(error, why);
     bool again = r->starts > 1 && may_restart(launch, r);
-    say(launch, "rank %d cannot be started: %s%s", rank, why, again ? "; it is tried again" : "");
+    say(launch, "rank %d cannot be started: %s%s", rank, thread_explain(error, why),
+        again ? "; it is tried again" : "");
     r->state = again ? RANK_WAITING : RANK_ENDED;
     r->start_at_ns = clock_ns() + MAX_DELAY_NS;
     if (!again)

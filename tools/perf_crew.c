@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "core/clock.h"
+#include "core/thread.h"
 #include "inherited.h"
 #include "perf.h"
 #include "process.h"
@@ -45,6 +46,7 @@ static bool open_store(struct perf_run *run, enum perf_side_id side)
 bool perf_crew_start(struct perf_run *run, enum perf_side_id side, uint64_t timeout_ns)
 {
     struct perf_crew *crew = &run->crew[side];
+    char why[THREAD_TEXT_BYTES];
     perf_board_expect(run->board);
     if (!open_store(run, side))
         return false;
@@ -57,7 +59,7 @@ bool perf_crew_start(struct perf_run *run, enum perf_side_id side, uint64_t time
                                                               .ranks = run->options.shape.ranks,
                                                               .err = -1});
         if (pid < 0) {
-            perf_board_fail(run->board, "rank %d cannot be started: %s", r, strerror(errno));
+            perf_board_fail(run->board, "rank %d cannot be started: %s", r, thread_explain(errno, why));
             return false;
         }
         crew->pid[r] = pid;

@@ -19,6 +19,7 @@
 #include "core/config.h"
 #include "core/error.h"
 #include "core/program.h"
+#include "core/thread.h"
 
 extern char **environ;
 
@@ -157,8 +158,9 @@ muster_status sidecar_ensure(const char *name, int32_t ranks, uint64_t timeout_u
     if (status != MUSTER_OK)
         return status;
     pid_t pid;
+    char why[THREAD_TEXT_BYTES];
     int error = spawn_tool(path, name, ranks, &pid);
     if (error)
-        return error_set(MUSTER_ERR_SYSTEM, "%s cannot be started: %s", path, strerror(error));
+        return error_set(MUSTER_ERR_SYSTEM, "%s cannot be started: %s", path, thread_explain(error, why));
     return await_tool(pid, path, deadline_ns);
 }

@@ -11,15 +11,19 @@
 #include "control/store_client.h"
 #include "core/clock.h"
 #include "core/error.h"
+#include "core/log.h"
 #include "core/number.h"
 
 enum { ALTERNATIVE_BYTES = 128 };
+
+#define TELL_NS UINT64_C(3000000000) /* a wait that lasts longer is told: it may last a minute */
 
 /* What is tried until when, and what stood in the way last. */
 struct opening {
     char where[ALTERNATIVE_BYTES]; /* one of the alternatives */
     bool first; /* nothing else was tried before it */
     uint64_t deadline_ns;
+    uint64_t tell_ns; /* UINT64_MAX: it has been told */
     bool unreachable; /* there is no way to the store here; otherwise the store itself has answered */
     char obstacle[192];
 };
@@ -27,6 +31,22 @@ struct opening {
 static bool time_is_up(const struct opening *o)
 {
     return clock_ns() >= o->deadline_ns;
+}
+
+static const char *obstacle(const struct opening *o)
+{
+    return *o->obstacle ? o->obstacle : "it does not answer";
+}
+
+/* Once, to whoever wonders why nothing happens. */
+static void tell_wait(struct opening *o)
+{
+    uint64_t now_ns = clock_ns();
+    if (now_ns < o->tell_ns || now_ns >= o->deadline_ns)
+        return;
+    o->tell_ns = UINT64_MAX;
+    log_line(LOG_LEVEL_WARN, "store \"%s\" is waited for: %s; at most %llu s more", o->where, obstacle(o),
+             (unsigned long long)((o->deadline_ns - now_ns) / 1000000000 + 1));
 }
 
 /* A descriptor number from the environment may by now be something else of this process: it is looked at first. */
@@ -93,8 +113,10 @@ static muster_status open_named(struct embedded *e, struct opening *o)
             return error_set(time_is_up(o) ? MUSTER_ERR_TIMEOUT : MUSTER_ERR_STORE,
                              "store \"%s\" cannot be reached: %s", o->where, o->obstacle);
         }
+        tell_wait(o);
         poll(NULL, 0, STORE_RETRY_MS);
     }
+    *o->obstacle = 0; /* it is reached */
     if (socket_peer_is_us(e->fd))
         return MUSTER_OK;
     return error_set(MUSTER_ERR_STORE, "store \"%s\" belongs to another user", o->where);
@@ -119,7 +141,7 @@ static uint64_t send_hello(struct embedded *e, int32_t rank, int32_t ranks)
  * Waits for the answer to `request`. What an earlier user of an inherited connection left unread, damaged or not, is
  * skipped. False: none came in time, or the connection ended (bytes = 0).
  */
-static bool await_answer(struct embedded *e, const struct opening *o, uint64_t request, struct wire_frame *answer,
+static bool await_answer(struct embedded *e, struct opening *o, uint64_t request, struct wire_frame *answer,
                          struct socket_message *message)
 {
     message->bytes = 1;
@@ -128,6 +150,7 @@ static bool await_answer(struct embedded *e, const struct opening *o, uint64_t r
         if (socket_receive(e->fd, e->frame, sizeof e->frame, message) != 0) {
             struct pollfd readable = {.fd = e->fd, .events = POLLIN};
             poll(&readable, 1, STORE_RETRY_MS);
+            tell_wait(o);
             continue;
         }
         if (message->fd >= 0)
@@ -171,7 +194,8 @@ static muster_status greet_until(struct embedded *e, struct opening *o, int32_t 
             return status;
         if (time_is_up(o))
             return error_set(MUSTER_ERR_TIMEOUT, "store \"%s\" did not welcome rank %d in time: %s", o->where, rank,
-                             *o->obstacle ? o->obstacle : "it did not answer");
+                             obstacle(o));
+        tell_wait(o);
         poll(NULL, 0, STORE_RETRY_MS);
     }
 }
@@ -208,7 +232,7 @@ muster_status store_embedded_open(const char *where, int32_t rank, int32_t ranks
                                   struct store **store)
 {
     char said[512] = "";
-    struct opening o = {.first = true, .deadline_ns = clock_ns_after_us(timeout_us)};
+    struct opening o = {.first = true, .deadline_ns = clock_ns_after_us(timeout_us), .tell_ns = clock_ns() + TELL_NS};
     for (;;) {
         if (!next_alternative(&where, o.where))
             return error_set(MUSTER_ERR_ARGUMENT, "store \"%s\": at most %d characters are allowed", where,

@@ -44,11 +44,11 @@ static size_t thread_add_limit(char text[THREAD_TEXT_BYTES], size_t used, int wh
 }
 
 /* The kernel does not say which one it was. */
-void thread_explain(int error, char text[THREAD_TEXT_BYTES])
+const char *thread_explain(int error, char text[THREAD_TEXT_BYTES])
 {
     size_t used = (size_t)snprintf(text, THREAD_TEXT_BYTES, "%s", strerror(error));
     if ((error != EAGAIN && error != ENOMEM) || used >= THREAD_TEXT_BYTES)
-        return;
+        return text;
     char processes[80];
     snprintf(processes, sizeof processes, "RLIMIT_NPROC (ulimit -u) for all threads of user %u", getuid());
     used += (size_t)snprintf(text + used, THREAD_TEXT_BYTES - used, "; these limits may be too low: ");
@@ -56,6 +56,7 @@ void thread_explain(int error, char text[THREAD_TEXT_BYTES])
     used = thread_add_limit(text, used, RLIMIT_AS, "RLIMIT_AS (ulimit -v)");
     if (used < THREAD_TEXT_BYTES)
         snprintf(text + used, THREAD_TEXT_BYTES - used, "pids.max of a cgroup");
+    return text;
 }
 
 muster_status thread_start(pthread_t *thread, void *(*run)(void *), void *argument, const char *whose)
@@ -64,6 +65,5 @@ muster_status thread_start(pthread_t *thread, void *(*run)(void *), void *argume
     int error = thread_create(thread, run, argument);
     if (!error)
         return MUSTER_OK;
-    thread_explain(error, why);
-    return error_set(MUSTER_ERR_SYSTEM, "%s cannot be started: %s", whose, why);
+    return error_set(MUSTER_ERR_SYSTEM, "%s cannot be started: %s", whose, thread_explain(error, why));
 }

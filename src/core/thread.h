@@ -15,7 +15,7 @@ enum { THREAD_TEXT_BYTES = 320 };
  */
 muster_status thread_start(pthread_t *thread, void *(*run)(void *), void *argument, const char *whose);
 
-/* The error of a fork or of pthread_create(), with the limits that may be behind it. */
-void thread_explain(int error, char text[THREAD_TEXT_BYTES]);
+/* The error of a fork or of pthread_create(), with the limits that may be behind it. Returns the text. */
+const char *thread_explain(int error, char text[THREAD_TEXT_BYTES]);
 
 #endif

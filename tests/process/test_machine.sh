@@ -123,6 +123,36 @@ test_told_why() {
     no_leftovers
 }
 
+# Who waits for a store, or for the process that has its number, says so long before its patience ends.
+test_told_waits() {
+    local name=muster-waits-$tag store holder
+    export MUSTER_RANKS=1 MUSTER_RANK=0 MUSTER_STORE=unix:@$name
+    "$machine" plain >out 2>err &
+    holder=$!
+    await err "store \"unix:@$name\" is waited for: Connection refused; at most [0-9]+ s more"
+    "$muster" store --name "$name" --ranks 1 --grace 60 2>/dev/null &
+    store=$!
+    wait $holder
+    expect "the status $? of who has waited" [ $? = 0 ]
+    "$rank" 600000 >holds 2>&1 &
+    holder=$!
+    await holds "arrived"
+    "$rank" 0 >out 2>err &
+    await err "is waited for: process $holder holds the rank; at most [0-9]+ s more"
+    kill -KILL $holder
+    { wait $holder; } 2>/dev/null
+    wait $!
+    expect "the status $? of who comes after" [ $? = 0 ]
+    kill -STOP $store
+    "$rank" 0 >out 2>err &
+    await err "is waited for: it does not answer; at most [0-9]+ s more"
+    kill -CONT $store
+    wait $!
+    kill -TERM $store
+    wait $store
+    unset MUSTER_RANKS MUSTER_RANK MUSTER_STORE
+}
+
 # A program that closes what is not its own loses its group, which has a reason to be told; nothing of it keeps a core busy.
 test_closed_under_a_group() {
     launch 137 -n 1 "$machine" close
