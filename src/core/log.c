@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "core/log.h"
 
+#include <poll.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -11,6 +12,7 @@
 #include "core/signals.h"
 
 static _Atomic int log_rank = -1;
+static _Atomic bool log_lost;
 
 void log_set_rank(int rank)
 {
@@ -37,6 +39,33 @@ bool log_enabled(enum log_level level)
     return level <= log_threshold();
 }
 
+/*
+ * A pipe that nobody empties, or a terminal that is held, would block the agent, and with it every rank of the group. Whether
+ * there is room can change until the write, but only by what others write to the same place at that moment.
+ */
+static bool log_has_room(void)
+{
+    struct pollfd out = {.fd = STDERR_FILENO, .events = POLLOUT};
+    return poll(&out, 1, 0) != 0;
+}
+
+static void log_write(const char *line, size_t length)
+{
+    struct signals_held held;
+    signals_hold(&held);
+    ssize_t ignored = write(STDERR_FILENO, line, length);
+    (void)ignored;
+    signals_let_go(&held);
+}
+
+/* Lines that nobody had room for are told when there is room again. */
+static void log_tell_lost(void)
+{
+    static const char text[] = "muster warning: lines for stderr, which nobody read, were left out\n";
+    if (atomic_exchange(&log_lost, false))
+        log_write(text, sizeof text - 1);
+}
+
 /* One write per line, so that lines of several ranks do not mix. */
 void log_line(enum log_level level, const char *format, ...)
 {
@@ -55,9 +84,10 @@ void log_line(enum log_level level, const char *format, ...)
     if (length > sizeof line - 2)
         length = sizeof line - 2;
     line[length++] = '\n';
-    struct signals_held held;
-    signals_hold(&held);
-    ssize_t ignored = write(STDERR_FILENO, line, length);
-    (void)ignored;
-    signals_let_go(&held);
+    if (!log_has_room()) {
+        atomic_store(&log_lost, true);
+        return;
+    }
+    log_tell_lost();
+    log_write(line, length);
 }

@@ -5,9 +5,12 @@
  *   stack    on_view uses as much stack as callbacks of programs do
  *   locale   takes the locale of its environment, as programs with a user interface do
  *   close    closes every descriptor, as daemons do, and those of its group with them; says how much of a core it uses then
+ *   held     rank 0 fills the pipe that is its stderr; then the other dies, and rank 0 tells when steps have been taken alone
  *   plain    nothing of these
  */
+#include <fcntl.h>
 #include <locale.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,6 +18,8 @@
 #include <unistd.h>
 
 #include "muster/muster.h"
+
+#define HELD_FILE "held_now"
 
 enum { STEPS = 20, CALLBACK_BYTES = 256 << 10, MEMORY_BYTES = 65536, LOCALE_STATUS = 77 };
 
@@ -71,6 +76,40 @@ static int close_all(muster_group *group)
     return status == MUSTER_ERR_STORE ? 0 : 1;
 }
 
+static void fill_stderr(void)
+{
+    int flags = fcntl(STDERR_FILENO, F_GETFL);
+    fcntl(STDERR_FILENO, F_SETFL, flags | O_NONBLOCK);
+    while (write(STDERR_FILENO, "x", 1) == 1) {
+    }
+    fcntl(STDERR_FILENO, F_SETFL, flags);
+}
+
+static void die_when_held(void)
+{
+    for (int i = 0; i < 2000 && access(HELD_FILE, F_OK) != 0; i++)
+        usleep(10000);
+    raise(SIGKILL);
+}
+
+static int be_held(muster_group *group)
+{
+    muster_view view = {.active = 0};
+    muster_status status = MUSTER_OK;
+    if (muster_group_rank(group) != 0)
+        die_when_held();
+    fill_stderr();
+    close(open(HELD_FILE, O_CREAT | O_WRONLY, 0600));
+    for (int i = 0; i < 2000 && status == MUSTER_OK && view.active != 1; i++, usleep(10000))
+        status = muster_group_view(group, &view);
+    if (status == MUSTER_OK)
+        status = take_steps(group);
+    printf("%d left\n", view.active);
+    int failed = say("steps", status);
+    muster_group_destroy(group);
+    return failed;
+}
+
 int main(int argc, char **argv)
 {
     const char *mode = argc > 1 ? argv[1] : "plain";
@@ -87,6 +126,8 @@ int main(int argc, char **argv)
     int failed = say("steps", take_steps(group));
     if (strcmp(mode, "close") == 0)
         return close_all(group);
+    if (strcmp(mode, "held") == 0)
+        return be_held(group);
     muster_group_destroy(group);
     printf("left\n");
     return failed;

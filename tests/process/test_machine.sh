@@ -123,6 +123,20 @@ test_told_why() {
     no_leftovers
 }
 
+# A rank whose stderr nobody reads takes part in the group: what the library has to say there is left out. The fifo has a
+# reader, which does not read before the end.
+test_held_stderr() {
+    mkfifo held_pipe
+    : >out
+    RUN_TEST_TAG=$tag MUSTER_LOG=debug timeout -k 5 60 "$muster" run -n 2 sh -c '
+        [ $MUSTER_RANK = 0 ] && exec 2>held_pipe
+        exec "$0" held' "$machine" >out 2>err 3<>held_pipe
+    local got=$?
+    expect "exit status $got of a job with a held rank" [ $got = 0 ]
+    has out "[0] 1 left"
+    no_leftovers
+}
+
 # Who waits for a store, or for the process that has its number, says so long before its patience ends.
 test_told_waits() {
     local name=muster-waits-$tag store holder
