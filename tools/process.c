@@ -119,10 +119,14 @@ pid_t process_start(const struct process_plan *plan)
     return pid;
 }
 
+/* A file that was removed or replaced since is still there for us and for what we fork, under another name. */
 bool process_self(char path[PATH_MAX])
 {
-    ssize_t length = readlink("/proc/self/exe", path, PATH_MAX - 1);
+    static const char self[] = "/proc/self/exe";
+    ssize_t length = readlink(self, path, PATH_MAX - 1);
     path[length < 0 ? 0 : length] = '\0';
+    if (length >= 0 && access(path, X_OK) != 0)
+        snprintf(path, PATH_MAX, "%s", self);
     return length >= 0;
 }
 

@@ -137,6 +137,14 @@ test_held_stderr() {
     no_leftovers
 }
 
+# A tool whose file is removed or built anew while it runs starts its ranks again as what it is itself.
+test_removed_tool() {
+    cp "$muster" tool_copy
+    timeout -k 5 100 bash -c 'exec 3<tool_copy; rm tool_copy; exec /proc/self/fd/3 chaos cpu --trials 4' >out 2>err 3<&-
+    local got=$?
+    expect "exit status $got of a tool without its file" [ $got = 0 ]
+}
+
 # Who waits for a store, or for the process that has its number, says so long before its patience ends.
 test_told_waits() {
     local name=muster-waits-$tag store holder
