@@ -72,9 +72,14 @@ static void child_take_streams(const struct process_plan *plan)
         fcntl(plan->store, F_SETFD, 0);
 }
 
-/* What a shell has us ignore in the background is for the launcher; that it passes a signal on must have effect. */
+/*
+ * What a shell has us ignore in the background is for the launcher; that it passes a signal on must have effect. For a
+ * terminal the rank's process group is one in the background: it would be stopped for a word that it writes there, or reads.
+ */
 static void child_take_signals(const struct process_plan *plan)
 {
+    signal(SIGTTOU, SIG_IGN);
+    signal(SIGTTIN, SIG_IGN);
     static const int restored[] = {SIGPIPE, SIGXFSZ, SIGINT, SIGQUIT, SIGTERM};
     for (size_t i = 0; i < sizeof restored / sizeof *restored; i++)
         signal(restored[i], SIG_DFL);

@@ -145,6 +145,22 @@ test_removed_tool() {
     expect "exit status $got of a tool without its file" [ $got = 0 ]
 }
 
+# A terminal that stops what writes to it from the background, and a rank that wants to read from it.
+test_terminal() {
+    local got
+    command -v script >/dev/null || return
+    : >err
+    RUN_TEST_TAG=$tag timeout -k 5 30 script -qec "stty tostop && '$muster' run --no-prefix -n 2 sh -c 'echo up'" /dev/null >out </dev/null
+    got=$?
+    expect "exit status $got of ranks that write to a terminal" [ $got = 0 ]
+    count_is out "up" 2
+    RUN_TEST_TAG=$tag timeout -k 5 30 script -qec "'$muster' run -n 1 sh -c 'read word </dev/tty || echo nothing'" /dev/null >out </dev/null
+    got=$?
+    expect "exit status $got of a rank that reads from a terminal" [ $got = 0 ]
+    has out "[0] nothing"
+    no_leftovers
+}
+
 # Who waits for a store, or for the process that has its number, says so long before its patience ends.
 test_told_waits() {
     local name=muster-waits-$tag store holder
